@@ -1,0 +1,22 @@
+"""The errors a user can cause, each naming the thing, what was expected, what came, and the cure."""
+
+
+class JaxalignError(ValueError):
+    """Base of every error caused by input: a config, a file, a checkpoint, a function given by name."""
+
+
+class ConfigError(JaxalignError):
+    """A config value that cannot be used."""
+
+
+class DataError(JaxalignError):
+    """A row or file that cannot be used: `path`, 1-based `line` (or None), what was expected, what came."""
+
+    def __init__(self, path, line, expected, got, cure=""):
+        self.path, self.line, self.expected, self.got, self.cure = str(path), line, expected, got, cure
+        where = self.path if line is None else f"{self.path}:{line}"
+        super().__init__(f"{where}: expected {expected}, got {got}" + (f"; {cure}" if cure else ""))
+
+
+class CheckpointError(JaxalignError):
+    """A checkpoint that cannot be read or handed to this stage."""
