@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# From random weights to an aligned assistant, measured: makes .venv on the first call, needs no network after it.
+#
+#   bash tools/quickstart.sh                               writes runs/quickstart/report.html
+#   bash tools/quickstart.sh --config.seed=1 --workdir=D   whatever `jaxalign pipeline` takes
+set -u
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare_environment core
+WORKDIR="$ROOT/runs/quickstart"
+previous=""
+for argument in "$@"; do
+  case "$argument" in --workdir=* | -workdir=*) WORKDIR="${argument#*=}" ;; esac
+  case "$previous" in --workdir | -workdir) WORKDIR="$argument" ;; esac
+  previous="$argument"
+done
+"$VENV_PYTHON" -m jaxalign pipeline --config="$ROOT/configs/quickstart.py" --workdir="$WORKDIR" "$@"
+status=$?
+[ "$status" -ne 0 ] || printf '\nThe report: %s/report.html (figures: %s/report.json)\n' "$WORKDIR" "$WORKDIR"
+exit "$status"

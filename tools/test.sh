@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests: makes .venv on the first call, needs no network after it.
+#
+#   bash tools/test.sh                     the default run
+#   bash tools/test.sh --all               the slow tests too
+#   bash tools/test.sh tests/report -k svg whatever pytest takes
+set -u
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare_environment test
+cd "$ROOT" || exit 1
+# The tests simulate eight devices on the CPU; an accelerator that happens to be there must not take part.
+export JAX_PLATFORMS=cpu PYTHONUNBUFFERED=1
+exec "$VENV_PYTHON" -m pytest "$@"
