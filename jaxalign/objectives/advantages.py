@@ -13,7 +13,7 @@ TINY_SPREAD = 1e-6
 
 
 def gae(reward_BT, value_BT, mask_BT, *, discount, gae_lambda):
-    """Generalised advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 11, 12 and 16).
+    """Generalised advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
 
         δₜ = rₜ + γ · V(sₜ₊₁) − V(sₜ)
         Âₜ = δₜ + γλ · Âₜ₊₁
@@ -82,7 +82,7 @@ def group_relative(reward_B, *, group_size, scale="std"):
 
 
 def leave_one_out(reward_B, *, group_size):
-    """Reward relative to the mean of the *other* responses to the prompt (RLOO, Ahmadian et al. 2024, arXiv:2402.14740, eq. 7).
+    """Reward relative to the mean of the *other* responses to the prompt (RLOO, Ahmadian et al. 2024, arXiv:2402.14740).
 
         Âᵢ = rᵢ − 1/(k − 1) · Σ_{j≠i} rⱼ
 
@@ -94,7 +94,7 @@ def leave_one_out(reward_B, *, group_size):
 
 
 def whiten(x, mask, *, shift_mean=True):
-    """Zero mean and unit variance over every counted entry (Huang et al. 2024, arXiv:2403.17031, detail 19).
+    """Zero mean and unit variance over every counted entry (Huang et al. 2024, arXiv:2403.17031).
 
         (x − μ) / √(σ² + 1e-8)        μ, σ² over entries with mask > 0, σ² the population's
 
