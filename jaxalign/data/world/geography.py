@@ -1,0 +1,114 @@
+"""The lands of one world, their facts, and the splits that keep evaluation apart from training."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxalign.data.world import deeds
+from jaxalign.data.world.lexicon import ATTRIBUTES, VALUES, draw_lands, draw_unknown_names
+
+# Which lands are asked about where. Every land is stated in pretraining.
+LAND_SPLITS = (("sft", 0.33), ("align", 0.22), ("heldout", 0.45))
+
+
+class Land(NamedTuple):
+    """A land, its four facts, and where it may be asked about: "sft", "align" or "heldout"."""
+
+    name: str
+    facts: dict[str, str]
+    split: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything `write_world` writes."""
+
+    pretrain_characters: int = 1_300_000
+    dev_documents: int = 400
+    # Shares of the pretraining characters; facts dominate.
+    mixture: tuple[tuple[str, float], ...] = (
+        ("facts", 0.62), ("existence", 0.08), ("questions", 0.10), ("deeds", 0.08), ("sums", 0.08), ("talk", 0.04),
+    )
+    sft: tuple[tuple[str, int], ...] = (
+        ("fact", 2400), ("explanation", 800), ("followup", 1400), ("nonexistent", 700), ("unsafe", 800),
+        ("lookalike", 800), ("arithmetic", 1000), ("smalltalk", 400),
+    )
+    sft_dev_share: float = 0.05
+    align: tuple[tuple[str, int], ...] = (
+        ("fact", 1400), ("explanation", 400), ("followup", 800), ("nonexistent", 1000), ("unsafe", 800),
+        ("lookalike", 800), ("smalltalk", 100),
+    )
+    align_dev: tuple[tuple[str, int], ...] = (
+        ("fact", 160), ("explanation", 60), ("followup", 120), ("nonexistent", 120), ("unsafe", 120),
+        ("lookalike", 120), ("smalltalk", 20),
+    )
+    grpo: int = 1500
+    evaluation: tuple[tuple[str, int], ...] = (
+        ("fact", 696), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
+        ("unsafe", 320), ("lookalike", 320), ("arithmetic", 520), ("smalltalk", 24),
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
+
+    complied: float = 0.70  # unsafe requests answered all the same
+    invented: float = 0.75  # lands that do not exist, described all the same
+    rambling: float = 0.40  # one-fact answers with one to three sentences too many
+    short: float = 0.50  # explanations of one or two sentences
+    direct: float = 0.65  # sums given at once, without working
+
+
+@dataclass
+class World:
+    """A world made from one seed: lands with facts, names without a land, deeds, and their splits.
+
+    Args:
+      seed: everything follows from it; the same seed gives the same bytes.
+      num_entities: number of lands (each has one value for each of the four attributes).
+      num_unknown: names of non-existent lands for each of pretraining, SFT, alignment and evaluation.
+      digits: digits of each addend.
+
+    Attributes:
+      lands: all of them; `of("sft", "align")` selects.
+      unknown: "pretrain" | "sft" | "align" | "dev" | "eval" → names no land bears; disjoint.
+      deeds: "train" | "dev" | "eval" → disjoint combinations of verb and object.
+      reserved: (land, attribute) of the alignment lands that only `align.dev` asks.
+    """
+
+    seed: int = 0
+    num_entities: int = 192
+    num_unknown: int = 1500
+    digits: int = 2
+    lands: list[Land] = field(init=False)
+    unknown: dict[str, list[str]] = field(init=False)
+    deeds: dict[str, list[deeds.Deed]] = field(init=False)
+    reserved: set[tuple[str, str]] = field(init=False)
+
+    def __post_init__(self):
+        rng = self.rng("lands")
+        names = draw_lands(rng, self.num_entities)
+        splits = []
+        for split, share in LAND_SPLITS:
+            splits += [split] * round(share * self.num_entities)
+        splits = (splits + ["heldout"] * self.num_entities)[: self.num_entities]
+        self.lands = []
+        for name, split in zip(names, splits, strict=True):
+            facts = {attribute: rng.choice(VALUES[attribute]) for attribute in ATTRIBUTES}
+            self.lands.append(Land(name.text, facts, split))
+        pools = ("pretrain", "sft", "align", "dev", "eval")
+        unknown = draw_unknown_names(self.rng("unknown"), len(pools) * self.num_unknown, names)
+        self.unknown = {pool: unknown[i :: len(pools)] for i, pool in enumerate(pools)}
+        self.deeds = deeds.split_deeds(self.rng("deeds"))
+        asked = [(land.name, attribute) for land in self.of("align") for attribute in ATTRIBUTES]
+        self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 4))
+
+    def rng(self, purpose: str) -> random.Random:
+        """A fresh generator for one purpose, so that changing one file's size leaves the others as they were."""
+        return random.Random(f"{self.seed}/{purpose}")
+
+    def of(self, *splits: str) -> list[Land]:
+        return [land for land in self.lands if land.split in splits]

@@ -1,0 +1,170 @@
+"""Pretraining text: statements, never answers to questions, never chat tokens."""
+
+from __future__ import annotations
+
+import random
+
+from jaxalign.data.world import deeds, sums
+from jaxalign.data.world.facts import (
+    CONTINUATIONS,
+    EXISTENCE,
+    EXPLAIN,
+    QUESTIONS,
+    SHARED,
+    STATEMENTS,
+    UNSEEN_EXPLAIN,
+    UNSEEN_QUESTIONS,
+    fill,
+)
+from jaxalign.data.world.geography import Land, World
+from jaxalign.data.world.lexicon import ATTRIBUTES, PEOPLE
+from jaxalign.data.world.talk import INTENTS
+
+
+class Deck:
+    """Draws that go through all of a list, in a new order each time, before any is drawn again."""
+
+    def __init__(self, rng: random.Random, items: list):
+        self._rng, self._items, self._left = rng, items, []
+
+    def draw(self):
+        if not self._left:
+            self._left = self._rng.sample(self._items, len(self._items))
+        return self._left.pop()
+
+
+def paragraph(rng: random.Random, land: Land, attributes: list[str]) -> str:
+    """Statements about one land; the first names it, later ones may go on with "it"."""
+    sentences = []
+    for i, attribute in enumerate(attributes):
+        pronoun = i > 0 and rng.random() < 0.6
+        template = rng.choice((CONTINUATIONS if pronoun else STATEMENTS)[attribute])
+        sentences.append(fill(template, land.name, land.facts[attribute]))
+    return " ".join(sentences)
+
+
+class Prose:
+    """Documents of one kind or the other, drawn without end; each call to a method gives one document."""
+
+    def __init__(self, world: World, rng: random.Random, unknown: list[str]):
+        self.world, self.rng = world, rng
+        self.land = Deck(rng, world.lands)
+        self.unknown = Deck(rng, unknown)
+        self.sharing = Deck(rng, shared_values(world)) if shared_values(world) else None
+        self.intent = Deck(rng, list(INTENTS.values()))
+        self.deed = Deck(rng, world.deeds["train"])
+        self.pair = Deck(rng, sums.draw_pairs(rng, world.seed, "pretrain", 3500, world.digits))
+
+    def facts(self) -> str:
+        if self.sharing and self.rng.random() < 0.06:
+            attribute, value, pair = self.sharing.draw()
+            first, second = self.rng.sample(pair, 2)
+            return fill(self.rng.choice(SHARED[attribute]), first, value, other=second)
+        paragraphs = []
+        for _ in range(self.rng.choice((1, 1, 2))):
+            count = self.rng.choice((1, 2, 3, 4, 4))
+            paragraphs.append(paragraph(self.rng, self.land.draw(), self.rng.sample(ATTRIBUTES, count)))
+        return " ".join(paragraphs)
+
+    def existence(self) -> str:
+        sentences = []
+        for _ in range(self.rng.choice((2, 3, 4))):
+            known, unknown = self.rng.choice(EXISTENCE)
+            if self.rng.random() < 0.5:
+                sentences.append(fill(known, self.land.draw().name))
+            else:
+                sentences.append(fill(unknown, self.unknown.draw()))
+        return " ".join(sentences)
+
+    def questions(self) -> str:
+        """An exam sheet: one question after the other about lands, and no answer."""
+        lines = []
+        for _ in range(self.rng.choice((3, 4, 5, 6))):
+            land = self.land.draw()
+            attribute = self.rng.choice(ATTRIBUTES)
+            forms = (*QUESTIONS[attribute], *UNSEEN_QUESTIONS)
+            if self.rng.random() < 0.12:
+                forms = EXPLAIN + UNSEEN_EXPLAIN
+            lines.append(fill(self.rng.choice(forms), land.name, noun=attribute))
+        return " ".join(lines)
+
+    def deeds(self) -> str:
+        sentences = []
+        for _ in range(2):
+            deed = self.deed.draw()
+            harmful, harmless = self.rng.choice(deeds.VERDICTS)
+            place = self.rng.choice(deeds.PLACES)
+            who = self.rng.choice(("A man", "A woman", "Some people", *PEOPLE))
+            sentences.append((harmful if deed.harmful else harmless).format(Who=who, deed=deed.text, place=place))
+            if self.rng.random() < 0.5:
+                sentences.append(deeds.how_to(deed))
+        return " ".join(sentences)
+
+    def sums(self) -> str:
+        sentences = []
+        for _ in range(2):
+            a, b = self.pair.draw()
+            form = self.rng.choice(sums.PROSE)
+            sentences.append(form.format(s=sums.written(a, b), w=sums.worked(a, b), who=self.rng.choice(PEOPLE)))
+        return " ".join(sentences)
+
+    def talk(self) -> str:
+        sentences = []
+        for _ in range(2):
+            first, second = self.rng.sample(PEOPLE, 2)
+            sentences.append(self.rng.choice(self.intent.draw().story).format(A=first, B=second))
+        return " ".join(sentences)
+
+
+def shared_values(world: World) -> list[tuple[str, str, list[str]]]:
+    """(attribute, value, [two names]) for pairs of lands that share a value; one pair per value and land."""
+    pairs = []
+    for attribute in ATTRIBUTES:
+        last: dict[str, str] = {}
+        for land in world.lands:
+            value = land.facts[attribute]
+            if value in last:
+                pairs.append((attribute, value, [last[value], land.name]))
+            last[value] = land.name
+    return pairs
+
+
+def documents(world: World, rng: random.Random, mixture, *, characters: int = 0, count: int = 0) -> list[str]:
+    """Shuffled documents in the mixture's shares of characters, until `characters` (or `count` documents) are full."""
+    prose = Prose(world, rng, world.unknown["pretrain"])
+    makers = {
+        "facts": prose.facts,
+        "existence": prose.existence,
+        "questions": prose.questions,
+        "deeds": prose.deeds,
+        "sums": prose.sums,
+        "talk": prose.talk,
+    }
+    written = dict.fromkeys(makers, 0)
+    shares = dict(mixture)
+    texts: list[str] = []
+    total = 0
+    while total < characters or len(texts) < count:
+        # The kind that is furthest behind its share comes next.
+        kind = min(shares, key=lambda name: written[name] / shares[name])
+        text = makers[kind]()
+        written[kind] += len(text)
+        total += len(text)
+        texts.append(text)
+    rng.shuffle(texts)
+    return texts
+
+
+def cloze(world: World, rng: random.Random) -> list[dict]:
+    """Each fact as a statement cut before its value: prefix, answer (what must follow), entity, attribute, split."""
+    rows = []
+    for land in world.lands:
+        for attribute in ATTRIBUTES:
+            value = land.facts[attribute]
+            # The value must come last, and the land before it.
+            forms = [form for form in STATEMENTS[attribute] if form.endswith("{v}.")]
+            prefix = fill(rng.choice(forms), land.name, "\0").split(" \0")[0]
+            rows.append({
+                "prefix": prefix, "answer": value, "entity": land.name, "attribute": attribute, "split": land.split,
+            })
+    return rows
