@@ -1,0 +1,50 @@
+"""Grouped-query attention with rotary positions, over a row's own tokens or over a cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxalign.models.layers import Linear, rotate
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose N query heads share K key-value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config, *, rngs: nnx.Rngs):
+        D, N, K, H = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+        dtype = config.jnp_dtype
+        self.query = Linear((D,), (N, H), ("embed", "heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.key = Linear((D,), (K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.value = Linear((D,), (K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.out = Linear((N, H), (D,), ("heads", "head_dim", "embed"), dtype=dtype, scale=config.residual_scale,
+                          rngs=rngs)
+
+    def __call__(self, x_BTD, angles, mask_BTS, store=None):
+        """Args:
+          x_BTD: normalised hidden states.
+          angles: (cos, sin) of `rotary_angles` at the tokens' positions.
+          mask_BTS: True where query t may see key s.
+          store: None, or `(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH)`, which writes the new keys and values
+            into a cache and returns all that can be seen.
+        """
+        q = rotate(self.query(x_BTD), *angles)
+        k = rotate(self.key(x_BTD), *angles)
+        v = self.value(x_BTD)
+        if store is not None:
+            k, v = store(k, v)
+        return self.out(attend(q, k, v, mask_BTS))
+
+
+def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+    """softmax(q·kᵀ/√H) v with scores and softmax in float32; query head n reads key-value head n // (N/K)."""
+    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None, :, :])
+
+
+def causal_mask(segment_ids_BT):
+    """True where query t may see key s: s ≤ t and both in the same segment.
+
+    Padding (segment 0) sees padding: it never sees a document and never yields an empty softmax.
+    """
+    T = segment_ids_BT.shape[1]
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    return causal[None] & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])

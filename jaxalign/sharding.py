@@ -1,0 +1,91 @@
+"""Meshes and the one table that maps logical parameter axes to mesh axes.
+
+Every parameter declares its logical axes where it is made (`nnx.Param(..., out_sharding=("embed", "mlp"))`).
+Changing the parallelism of a run is changing `RULES`, or the sizes of the mesh; no model code knows of either.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.errors import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis → mesh axis. `data` only ever splits batches; `fsdp` splits batches and parameters; `tensor` splits
+# the axes inside a matrix product.
+RULES = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "layers": None,
+    "norm": None,
+}
+
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
+    """A mesh with axes (data, fsdp, tensor); one of the sizes may be -1 and takes what is left.
+
+    Axes are `Auto`: the compiler places the intermediate values. (`Explicit`, JAX's default, refuses
+    `embed[tokens]` and gradients whose sharding differs from their parameter's.)
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [int(data), int(fsdp), int(tensor)]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise ConfigError(f"mesh sizes data={data} fsdp={fsdp} tensor={tensor}: expected positive numbers and at most one -1")
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    needed = int(np.prod(sizes))
+    if needed > len(devices):
+        raise ConfigError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {needed} devices, "
+                          f"this machine has {len(devices)}; use smaller sizes, or -1 for one of them")
+    grid = np.asarray(devices[:needed]).reshape(sizes)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def partition_spec(names, shape, mesh: Mesh, rules=None) -> PartitionSpec:
+    """The PartitionSpec of one parameter; an axis whose length the mesh axis does not divide stays whole."""
+    rules = RULES if rules is None else rules
+    used, spec = set(), []
+    for name, length in zip(names or (), shape):
+        if name is not None and name not in rules:
+            raise ConfigError(f"logical axis {name!r} has no rule; rules exist for {sorted(rules)}")
+        axis = rules.get(name) if name is not None else None
+        fits = axis is not None and axis not in used and length % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+        used.add(axis if fits else None)
+    return PartitionSpec(*spec)
+
+
+def shardings(tree, mesh: Mesh, rules=None):
+    """The NamedSharding of every leaf of an `nnx.State` (or any tree holding states); leaves without names replicate.
+
+    The result has the tree's own structure, each variable's value replaced by its sharding, so that it can be given
+    to `jax.jit(..., out_shardings=...)`.
+    """
+
+    def of(variable):
+        if not hasattr(variable, "get_metadata"):
+            return NamedSharding(mesh, PartitionSpec())
+        metadata = variable.get_metadata()
+        value = variable.get_value()
+        spec = partition_spec(metadata.get("out_sharding"), value.shape, mesh, rules)
+        return variable.replace(NamedSharding(mesh, spec))
+
+    return jax.tree.map(of, tree, is_leaf=lambda leaf: hasattr(leaf, "get_metadata"))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split along their first axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
