@@ -1,0 +1,113 @@
+"""Chat messages → ids and loss mask. The mask is written while rendering, never guessed from ids afterwards."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from jaxalign.errors import DataError
+
+# What data sets call a role → (the role's header token, whether the assistant speaks).
+ROLES = {
+    "system": ("<|system|>", False),
+    "user": ("<|user|>", False),
+    "assistant": ("<|assistant|>", True),
+    "function_call": ("<|assistant|>", True),  # a call is the assistant's own words, so it is trained
+    "tool": ("<|tool|>", False),  # what a tool returned is the world's, so it is masked
+    "observation": ("<|tool|>", False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a turn is written: `<s>` once, then header, text, end per turn. No </s>: sampling stops at `end`.
+
+    Every turn is encoded by itself between special tokens, so what later turns hold cannot change an earlier one:
+    rendering is prefix-stable by construction. A template of another make (Jinja) needs the same three methods.
+    """
+
+    roles: Mapping[str, tuple[str, bool]] = dataclasses.field(default_factory=lambda: dict(ROLES))
+    end: str = "<|end|>"
+    generation: str = "<|assistant|>"
+
+    def start(self, tokenizer):
+        return [tokenizer.bos_id]
+
+    def turn(self, message, tokenizer):
+        """(ids, mask) of one message."""
+        header, trained = self.roles[message["role"]]
+        trained = int(trained and message.get("train", True))
+        text = tokenizer.encode(message["content"])
+        ids = [tokenizer.chat_ids[header], *text, tokenizer.chat_ids[self.end]]
+        return ids, [0] + [trained] * (len(text) + 1)
+
+    def header(self, tokenizer):
+        return [tokenizer.chat_ids[self.generation]]
+
+
+TEMPLATE = Template()
+
+
+def check_messages(messages, path="messages", line=None, template=TEMPLATE):
+    """Raises DataError unless `messages` is a non-empty list of {"role", "content"} the template can write."""
+    def bad(expected, got, cure=""):
+        raise DataError(path, line, expected, got, cure)
+
+    if not isinstance(messages, list) or not messages:
+        bad("a non-empty list of messages", _short(messages))
+    for number, message in enumerate(messages):
+        where = f"message {number}"
+        if not isinstance(message, Mapping):
+            bad(f"{where} as {{'role', 'content'}}", _short(message))
+        role = message.get("role")
+        if role not in template.roles:
+            bad(f"{where}: role among {', '.join(template.roles)}", repr(role), "map it with fields={'roles': {...}}")
+        content = message.get("content")
+        if not isinstance(content, str):
+            bad(f"{where}: content as text", _short(content))
+        if not content.strip() and template.roles[role][1] and message.get("train", True):
+            bad(f"{where}: a non-empty answer", "an empty one", "drop the row, or on_bad_row='skip'")
+
+
+def render(messages, tokenizer, *, add_generation_prompt=False, template=TEMPLATE, require_target=False,
+           path="messages", line=None):
+    """Ids and loss mask of a conversation; mask 1 on the assistant's text and on the token that ends its turn.
+
+    Args:
+      messages: list of {"role", "content"} and optionally "train": False (an assistant turn that is not a target).
+      tokenizer: Tokenizer.
+      add_generation_prompt: end with the assistant's header, for sampling.
+      require_target: refuse a rendering whose mask is all zero or all one (a training row always has both).
+      path, line: where the row came from, for the error.
+    Returns:
+      (list of ids, list of 0/1), equally long. mask[i] says whether ids[i] is a target, before any shift.
+    Raises:
+      DataError: unknown role, content that is not text, an empty answer, a mask without a zero or a one.
+    """
+    check_messages(messages, path, line, template)
+    ids = list(template.start(tokenizer))
+    mask = [0] * len(ids)
+    for message in messages:
+        turn_ids, turn_mask = template.turn(message, tokenizer)
+        ids += turn_ids
+        mask += turn_mask
+    if add_generation_prompt:
+        header = template.header(tokenizer)
+        ids += header
+        mask += [0] * len(header)
+    if require_target:
+        check_mask(mask, path, line)
+    return ids, mask
+
+
+def check_mask(mask, path="messages", line=None):
+    """Refuses a chat row in which no token, or every token, is a target: a template gone wrong, or nothing to learn."""
+    if not any(mask):
+        raise DataError(path, line, "at least one target token (an assistant turn)", "a mask of zeros only",
+                        "check the roles and 'train' flags")
+    if all(mask):
+        raise DataError(path, line, "a mask of assistant tokens only", "a mask of ones only",
+                        "the template does not mark its turns")
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

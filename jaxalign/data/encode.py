@@ -1,0 +1,128 @@
+"""Rows → tokenised corpora, one function a kind of batch; everything cut or refused is in the intake's report."""
+
+from jaxalign.data.chat import check_mask, render
+from jaxalign.data.corpus import PromptCorpus, RankingCorpus, Sequences, TokenCorpus
+from jaxalign.data.intake import as_chat, as_prompt
+from jaxalign.data.rows import Ranking, Text, pairs_of
+from jaxalign.errors import ConfigError, DataError
+
+
+def tokens(rows, tokenizer, intake, *, length, truncate):
+    """Documents and conversations. A document longer than a row is cut into pieces, each target kept; a conversation
+    is truncated. Returns (TokenCorpus, source number per item)."""
+    sequences, start, positions, origin, flat = Sequences(), [], [], [], 0
+    report = intake.report
+    for source, row in rows:
+        try:
+            if isinstance(row, Text):
+                ids = [tokenizer.bos_id, *tokenizer.encode(row.text), tokenizer.eos_id]
+                mask = [0] + [1] * (len(ids) - 1)
+                report.text_bytes += len(row.text.encode())
+                report.chunked += len(ids) - 1 > length
+            else:
+                row = as_chat(row)
+                ids, mask = render(row.messages, tokenizer, require_target=True, path=row.path, line=row.line)
+                ids, mask = _truncate(ids, mask, length + 1, truncate, row, report)
+        except DataError as error:
+            intake.bad(error)
+            continue
+        sequences.add(ids, mask)
+        for first in range(0, len(ids) - 1, length):
+            start.append(flat + first)
+            positions.append(min(length, len(ids) - 1 - first))
+            origin.append(source)
+        flat += len(ids)
+        report.rows += 1
+    return TokenCorpus(sequences.freeze(), start, positions, length, tokenizer.pad_id), origin
+
+
+def rankings(rows, tokenizer, intake, *, length, truncate, pairs, max_answers):
+    """K-way rankings, or with `pairs` every judged pair of them. Returns (RankingCorpus, source number per item)."""
+    sequences, members, ranks, margins, origin = Sequences(), [], [], [], []
+    for source, row in rows:
+        try:
+            if not isinstance(row, Ranking):
+                raise DataError(row.path, row.line, "answers to compare", type(row).__name__.lower(),
+                                "choose the shape 'pairs' or 'rankings'")
+            encoded = _answers(row, tokenizer, length, truncate, intake.report)
+        except DataError as error:
+            intake.bad(error)
+            continue
+        intake.report.rows += 1
+        if pairs:
+            added = [sequences.add(*pair) for pair in encoded]
+            for better, worse, margin in pairs_of(row):
+                members.append([added[better], added[worse]])
+                ranks.append([0, 1])
+                margins.append(margin)
+                origin.append(source)
+        else:
+            keep = sorted(range(len(encoded)), key=lambda i: (row.ranks[i], i))[:max_answers]
+            intake.report.dropped_answers += len(encoded) - len(keep)
+            members.append([sequences.add(*encoded[i]) for i in sorted(keep)])
+            ranks.append([row.ranks[i] for i in sorted(keep)])
+            margins.append(0.0)
+            origin.append(source)
+    answers = 2 if pairs else max_answers or max(map(len, members), default=2)
+    return RankingCorpus(sequences.freeze(), members, ranks, margins, answers, length, tokenizer.pad_id, pairs), origin
+
+
+def prompts(rows, tokenizer, intake, *, length, truncate):
+    """Prompts for sampling. Returns (PromptCorpus, source number per item)."""
+    if truncate == "right":
+        raise ConfigError("truncate='right' would cut off the header that makes the assistant speak; for prompts use "
+                          "'left' or 'error'")
+    sequences, records, origin = Sequences(), [], []
+    for source, row in rows:
+        try:
+            row = as_prompt(row)
+            messages = [{**m, "train": False} for m in row.messages]  # an empty earlier turn is no target here
+            ids, mask = render(messages, tokenizer, add_generation_prompt=True, path=row.path, line=row.line)
+            ids, mask = _truncate(ids, mask, length, truncate, row, intake.report, targets=False)
+        except DataError as error:
+            intake.bad(error)
+            continue
+        sequences.add(ids, mask)
+        asked = [m["content"] for m in row.messages if m["role"] == "user"]
+        records.append({**(row.record or {}), "messages": row.messages, "prompt": asked[-1] if asked else "",
+                        "answer": row.answer, "record": row.record})
+        origin.append(source)
+        intake.report.rows += 1
+    return PromptCorpus(sequences.freeze(), records, length, tokenizer.pad_id), origin
+
+
+def _truncate(ids, mask, most, side, row, report, targets=True):
+    """At most `most` ids: the end goes ("right"), or what follows <s> goes ("left"), or it is an error."""
+    cut = len(ids) - most
+    if cut > 0:
+        if side == "error":
+            raise DataError(row.path, row.line, f"at most {most} tokens", str(len(ids)),
+                            "a larger length, or truncate='right' or 'left'")
+        ids, mask = (ids[:most], mask[:most]) if side == "right" else (ids[:1] + ids[1 + cut:], mask[:1] + mask[1 + cut:])
+        if targets and not any(mask):
+            raise DataError(row.path, row.line, f"a target token within {most} tokens", f"none left of {most + cut}",
+                            "a larger length, another truncate, or on_bad_row='skip'")
+        report.truncated[side] += 1
+        report.cut_tokens += cut
+    return ids, mask
+
+
+def _answers(row, tokenizer, length, side, report):
+    """(ids, mask) of each answer after the shared prompt. "left" cuts the same from the prompt for all, so that the
+    answers are still compared under one prompt."""
+    prompt = [{**m, "train": False} for m in row.messages]
+    whole = [render([*prompt, *answer], tokenizer, path=row.path, line=row.line) for answer in row.answers]
+    for _, mask in whole:
+        check_mask(mask, row.path, row.line)
+    cut = max(len(ids) for ids, _ in whole) - (length + 1)
+    if cut <= 0:
+        return whole
+    if side == "left":
+        shared = min(mask.index(1) for _, mask in whole) - 1  # the header before the answer must stay
+        if cut > shared - 1:
+            raise DataError(row.path, row.line, f"answers that fit in {length} tokens",
+                            f"one of {max(sum(mask) for _, mask in whole)}", "a larger length, or on_bad_row='skip'")
+        report.truncated["left"] += len(whole)
+        report.cut_tokens += cut * len(whole)
+        return [(ids[:1] + ids[1 + cut:], mask[:1] + mask[1 + cut:]) for ids, mask in whole]
+    return [_truncate(ids, mask, length + 1, side, row, report) for ids, mask in whole]

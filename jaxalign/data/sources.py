@@ -1,0 +1,227 @@
+"""Files → raw records: JSONL (plain, gz, zst), JSON arrays, CSV, Parquet, ArrayRecord and plain text, one by one."""
+
+import csv
+import dataclasses
+import glob
+import gzip
+import io
+import json
+import pathlib
+import zlib
+
+from jaxalign.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass
+class Record:
+    """A raw record and where it stands, or, in `error`, why that line could not be read."""
+
+    path: str
+    line: int | None
+    value: object = None
+    error: DataError | None = None
+
+    def bad(self, expected, got, cure=""):
+        return DataError(self.path, self.line, expected, got, cure)
+
+
+def read(path, *, documents="file"):
+    """Yields a Record for every record of a file, a directory (recursively), a glob, or a list of those, sorted by name.
+
+    A line that cannot be parsed is yielded with `error` set, so the caller decides; a file that cannot be read at all
+    raises. `documents` cuts plain text: one document a "file", "line" or "paragraph" (blank lines between).
+    """
+    for file in files(path):
+        yield from FORMATS[_format(file)](file, documents)
+
+
+def files(path):
+    """The data files that `path` (file, directory, glob, or list of those) stands for. Raises DataError for none."""
+    if isinstance(path, (list, tuple)):
+        return [f for p in path for f in files(p)]
+    path = str(path)
+    if pathlib.Path(path).is_file():
+        found = [path]
+    elif pathlib.Path(path).is_dir():
+        found = sorted(str(f) for f in pathlib.Path(path).rglob("*") if f.is_file() and _format(f, strict=False))
+    else:
+        found = sorted(f for f in glob.glob(path, recursive=True) if pathlib.Path(f).is_file())
+    if not found:
+        raise DataError(path, None, "a file, a directory with data files, or a glob that matches some", "nothing there",
+                        f"known endings: {', '.join(_ENDINGS)}")
+    return found
+
+
+def keep(record, *, split=None, holdout=0.05, where=None):
+    """Whether a record belongs to a split ("train" or "dev", `holdout` of the records by hash) and matches `where`."""
+    if where and any(record.value.get(k) != v for k, v in where.items()):
+        return False
+    if split is None:
+        return True
+    if split not in ("train", "dev"):
+        raise ConfigError(f"split={split!r}; expected 'train', 'dev' or None")
+    digest = zlib.crc32(json.dumps(record.value, sort_keys=True, default=str).encode())
+    return (digest / 2**32 < holdout) == (split == "dev")
+
+
+def _jsonl(path, documents):
+    for line, raw in enumerate(_lines(path), 1):
+        if not raw.strip():
+            continue
+        try:
+            value = json.loads(_decode(path, line, raw))
+            if not isinstance(value, dict):
+                raise DataError(path, line, "a JSON object", type(value).__name__)
+            yield Record(path, line, value)
+        except DataError as error:
+            yield Record(path, line, error=error)
+        except ValueError as error:
+            yield Record(path, line, error=DataError(path, line, "a JSON object on one line", f"broken JSON ({error})",
+                                                     "mend the line, or on_bad_row='skip'"))
+
+
+def _json(path, documents):
+    text = _decode(path, None, _bytes(path))
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(path, getattr(error, "lineno", None), "a JSON array of objects", f"broken JSON ({error})",
+                        "one object a line belongs in a file ending in .jsonl") from error
+    if isinstance(value, dict):  # {"examples": [...]} and the like: the one list in it
+        lists = [v for v in value.values() if isinstance(v, list)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise DataError(path, None, "a JSON array of objects", type(value).__name__)
+    for line, item in enumerate(value, 1):
+        if isinstance(item, dict):
+            yield Record(path, line, item)
+        else:
+            yield Record(path, line, error=DataError(path, line, "a JSON object", type(item).__name__))
+
+
+def _csv(path, documents):
+    rows = csv.DictReader(io.StringIO(_decode(path, None, _bytes(path)), newline=""))
+    for line, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            yield Record(path, line, error=DataError(path, line, f"{len(rows.fieldnames)} columns", "another number"))
+        else:
+            yield Record(path, line, row)
+
+
+def _parquet(path, documents):
+    parquet = _extra("pyarrow.parquet", path)
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow has its own tree of errors
+        raise DataError(path, None, "a Parquet file", f"something else ({error})") from error
+    line = 0
+    with file:
+        for batch in file.iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                line += 1
+                yield Record(path, line, value)
+
+
+def _array_record(path, documents):
+    from grain.sources import ArrayRecordDataSource  # here, since it opens native code that only this format needs
+
+    with ArrayRecordDataSource([path]) as source:
+        for index in range(len(source)):
+            line = index + 1
+            try:
+                text = _decode(path, line, source[index])
+                value = json.loads(text) if text.lstrip()[:1] == "{" else {"text": text}
+                yield Record(path, line, value)
+            except DataError as error:
+                yield Record(path, line, error=error)
+            except ValueError as error:
+                yield Record(path, line, error=DataError(path, line, "a JSON object or text", f"broken JSON ({error})"))
+
+
+def _text(path, documents):
+    if documents == "file":
+        try:
+            yield Record(path, 1, {"text": _decode(path, None, _bytes(path))})
+        except DataError as error:
+            yield Record(path, None, error=error)
+        return
+    if documents not in ("line", "paragraph"):
+        raise ConfigError(f"documents={documents!r}; expected 'file', 'line' or 'paragraph'")
+    start, lines = 1, []
+    for line, raw in enumerate(_lines(path), 1):
+        try:
+            text = _decode(path, line, raw)
+        except DataError as error:
+            yield Record(path, line, error=error)
+            continue
+        if text.strip() and documents == "paragraph":
+            start = start if lines else line
+            lines.append(text)
+        elif text.strip():
+            yield Record(path, line, {"text": text.rstrip("\r\n")})
+        elif lines:
+            yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
+            lines = []
+    if lines:
+        yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
+
+
+FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "array_record": _array_record,
+           "text": _text}
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
+            ".array_record": "array_record", ".arrayrecord": "array_record", ".txt": "text", ".md": "text"}
+_COMPRESSED = (".gz", ".zst")
+
+
+def _format(path, strict=True):
+    name = str(path).lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    for ending, form in _ENDINGS.items():
+        if name.endswith(ending):
+            return form
+    if strict:
+        raise DataError(path, None, f"a file ending in {', '.join(_ENDINGS)} (.jsonl, .json, .csv and .txt also .gz or "
+                                    ".zst)", pathlib.Path(path).suffix or "no ending", "rename the file")
+    return None
+
+
+def _open(path):
+    name = str(path).lower()
+    if name.endswith(".gz"):
+        return gzip.open(path, "rb")
+    if name.endswith(".zst"):
+        return _extra("zstandard", path).open(path, "rb")
+    return open(path, "rb")
+
+
+def _lines(path):
+    try:
+        with _open(path) as file:
+            yield from io.BufferedReader(file) if not hasattr(file, "readline") else file
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(path, None, "a readable file", f"{type(error).__name__}: {error}") from error
+
+
+def _bytes(path):
+    return b"".join(_lines(path))
+
+
+def _decode(path, line, raw):
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if line is None:
+            line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(path, line, "UTF-8 text", f"byte 0x{raw[error.start]:02x} ({error.reason})",
+                        "convert the file, or on_bad_row='skip'") from error
+
+
+def _extra(module, path):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(path, None, f"the package {module.split('.')[0]} to read this format", "none installed",
+                        'pip install "jaxalign[data]"') from error
