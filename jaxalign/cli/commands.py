@@ -1,0 +1,160 @@
+"""What each command does once its flags are read."""
+
+import json
+import os
+import pathlib
+
+from jaxalign.cli.flags import Command, Flag, nearest
+from jaxalign.cli.sample import sample
+from jaxalign.errors import CheckpointError, ConfigError
+
+
+def train(values, config, _):
+    from jaxalign import stages
+
+    stages.train_stage(config, values.workdir)
+
+
+def pipeline(values, config, _):
+    # The module and not `from jaxalign import pipeline`, which this function's name would hide.
+    from jaxalign.pipeline import run_pipeline
+
+    run_pipeline(config, values.workdir)
+
+
+def tokenizer(values, config, _):
+    from jaxalign import stages
+
+    stages.train_stage(config, values.workdir)
+
+
+def evaluate(values, _, sources):
+    """Figures of one checkpoint on any number of PATH:SHAPE sources, as a table and, with --json, a file."""
+    sources = [*(values.data or []), *sources]
+    if not sources:
+        raise ConfigError(
+            "jaxalign evaluate needs data: one or more PATH:SHAPE, e.g. dev.jsonl:messages or pairs.jsonl:pairs"
+        )
+    need_checkpoint(values.checkpoint)
+    from jaxalign.evaluate import evaluate_checkpoint
+
+    options = {name: values[name].value for name in EVALUATE_OPTIONS if values[name].value is not None}
+    result = evaluate_checkpoint(values.checkpoint, sources, options)
+    if values.json:
+        pathlib.Path(values.json).write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
+    _print_table(result)
+
+
+def report(values, _, __):
+    if not os.path.isdir(values.workdir):
+        raise ConfigError(f"--workdir={values.workdir}: no such folder; give the one that jaxalign pipeline wrote")
+    from jaxalign.report import write_report
+
+    print(f"wrote {write_report(values.workdir)}")
+
+
+def need_checkpoint(path):
+    if not os.path.isdir(path):
+        raise CheckpointError(f"--checkpoint={path}: no such folder; give the one that a stage wrote, its run's workdir")
+
+
+def _print_table(result):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", *(("value", "n", "95 % interval")), box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, leaf in _leaves(result):
+        leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
+        interval = leaf.get("ci95")
+        table.add_row(
+            name, _figure(leaf["value"]), str(leaf.get("n", "")),
+            f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _leaves(result, at=""):
+    for key, value in result.items():
+        name = f"{at} · {key}" if at else str(key)
+        if isinstance(value, dict) and "value" not in value:
+            yield from _leaves(value, name)
+        else:
+            yield name, value
+
+
+def _figure(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def find(name) -> Command:
+    """The command of that name; ConfigError with the nearest for any other."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    near = nearest(name, COMMANDS)
+    cure = f"did you mean jaxalign {near}?" if near else f"there are: {', '.join(COMMANDS)}"
+    raise ConfigError(f"no command {name!r}; {cure}")
+
+
+EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "seed")
+WORKDIR = Flag("workdir", "str", None, "the folder of the run; the same call again goes on where it stopped", True)
+CHECKPOINT = Flag("checkpoint", "str", None, "the folder of a stage's run, or of one of its checkpoints", True)
+
+COMMANDS = {
+    "train": Command(
+        "train", "Train one stage (the same call again resumes)", train, [WORKDIR],
+        ["jaxalign train --config=configs/sft.py --workdir=runs/sft",
+         "jaxalign train --config=configs/sft.py --workdir=runs/sft --config.optimizer.peak_lr=1e-4",
+         "jaxalign train --config=configs/sft.py --workdir=runs/sft '--config.data.train[0].path=my.jsonl'"],
+        takes_config=True,
+    ),
+    "pipeline": Command(
+        "pipeline", "Run a chain of stages and write its report (finished stages are skipped)", pipeline, [WORKDIR],
+        ["jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart",
+         "jaxalign pipeline --config=configs/quickstart.py --workdir=runs/seed1 --config.seed=1"],
+        takes_config=True,
+    ),
+    "sample": Command(
+        "sample", "Talk to a checkpoint: one prompt, a file of them, or a chat that keeps its turns", sample,
+        [CHECKPOINT,
+         Flag("prompt", "str", None, "answer this and end; without it (and without --prompts_file) a chat starts"),
+         Flag("prompts_file", "str", None, "one prompt a line, or JSONL with a prompt or messages; answers as JSONL"),
+         Flag("system", "str", None, "a system message before every conversation"),
+         Flag("raw", "bool", False, "go on with the text as it is, without the chat template (for a base model)"),
+         Flag("temperature", "float", 1.0, "0 takes the likeliest token"),
+         Flag("top_k", "int", 0, "draw from the k likeliest tokens only; 0 for all"),
+         Flag("top_p", "float", 1.0, "draw from the likeliest tokens that hold this share together; 1 for all"),
+         Flag("max_new_tokens", "int", 256, "the longest answer"),
+         Flag("batch_size", "int", 32, "prompts of a file answered at a time"),
+         Flag("seed", "int", 0, "the same seed draws the same answers")],
+        ["jaxalign sample --checkpoint=runs/quickstart/ppo",
+         "jaxalign sample --checkpoint=runs/sft --prompt='What is the capital of Peru?' --temperature=0",
+         "jaxalign sample --checkpoint=runs/pretrain --raw --prompt='Once upon a time'",
+         "jaxalign sample --checkpoint=runs/sft --prompts_file=prompts.txt > answers.jsonl"],
+    ),
+    "evaluate": Command(
+        "evaluate", "Measure a checkpoint on data of any shape", evaluate,
+        [CHECKPOINT,
+         Flag("data", "list", None, "PATH:SHAPE; may be repeated, and stand without the flag's name"),
+         Flag("json", "str", None, "write the figures to this file too"),
+         Flag("limit", "int", None, "the most rows of each source"),
+         Flag("batch_size", "int", None, "rows at a time"),
+         Flag("length", "int", None, "tokens a row"),
+         Flag("max_new_tokens", "int", None, "the longest generated answer"),
+         Flag("seed", "int", None, "for whatever is sampled")],
+        ["jaxalign evaluate --checkpoint=runs/sft dev.jsonl:messages",
+         "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],
+        positional="PATH:SHAPE ...",
+    ),
+    "report": Command(
+        "report", "Write report.html from what a pipeline left in its folder", report,
+        [Flag("workdir", "str", None, "the folder that jaxalign pipeline wrote", True)],
+        ["jaxalign report --workdir=runs/quickstart"],
+    ),
+    "tokenizer": Command(
+        "tokenizer", "Train a tokenizer", tokenizer, [WORKDIR],
+        ["jaxalign tokenizer --config=configs/tokenizer.py --workdir=runs/tokenizer"],
+        takes_config=True,
+    ),
+}  # fmt: skip
