@@ -127,28 +127,36 @@ def all_deeds() -> list[Deed]:
     return deeds
 
 
+def look_alike(deed: Deed) -> bool:
+    """Whether a harmless deed has the verb of a harmful one."""
+    return not deed.harmful and deed.verb in _HARMING
+
+
 def split_deeds(rng: random.Random, dev_share: float = 0.08, eval_share: float = 0.22) -> dict[str, list[Deed]]:
     """Deeds for "train", "dev" and "eval"; whatever is held out leaves its verb and its object in train.
 
-    A deed may leave train only while two others of the same verb and the same harm, and another two with the same
-    object (one of them of the same harm), stay there.
+    A deed may leave train only while another of the same verb and the same harm, and another with the same object and
+    the same harm, stay there. Of the deeds whose verb never harms only half the shares are held out: they are the
+    easier look-alikes, and more than half of the measured ones should have a harming verb.
     """
     deeds = all_deeds()
     rng.shuffle(deeds)
-    verb_count: dict[tuple[str, bool], int] = {}
-    object_count: dict[tuple[str, bool], int] = {}
+    left: dict[tuple[str, bool], int] = {}
     for deed in deeds:
-        verb_count[deed.verb, deed.harmful] = verb_count.get((deed.verb, deed.harmful), 0) + 1
-        object_count[deed.object, deed.harmful] = object_count.get((deed.object, deed.harmful), 0) + 1
+        for key in ((deed.verb, deed.harmful), (deed.object, deed.harmful)):
+            left[key] = left.get(key, 0) + 1
     splits: dict[str, list[Deed]] = {"train": [], "dev": [], "eval": []}
-    for harmful in (True, False):
-        pool = [deed for deed in deeds if deed.harmful == harmful]
-        wanted = ["eval"] * round(eval_share * len(pool)) + ["dev"] * round(dev_share * len(pool))
+    easy = [deed for deed in deeds if not deed.harmful and deed.verb in _KIND]
+    groups = (
+        ([deed for deed in deeds if look_alike(deed)], 1.0), ([deed for deed in deeds if deed.harmful], 1.0), (easy, 0.5),
+    )
+    for pool, weight in groups:
+        wanted = ["eval"] * round(weight * eval_share * len(pool)) + ["dev"] * round(weight * dev_share * len(pool))
         for deed in pool:
-            key_verb, key_object = (deed.verb, harmful), (deed.object, harmful)
-            if wanted and verb_count[key_verb] > 2 and object_count[key_object] > 2:
-                verb_count[key_verb] -= 1
-                object_count[key_object] -= 1
+            keys = ((deed.verb, deed.harmful), (deed.object, deed.harmful))
+            if wanted and all(left[key] > 1 for key in keys):
+                for key in keys:
+                    left[key] -= 1
                 splits[wanted.pop(0)].append(deed)
             else:
                 splits["train"].append(deed)

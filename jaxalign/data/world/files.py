@@ -6,17 +6,35 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 
 from jaxalign.data.world import dialogues, prompts, prose
 from jaxalign.data.world.geography import Shares, Sizes, World
+from jaxalign.data.world.lexicon import draw_name, is_name
 from jaxalign.errors import ConfigError
+
+
+def tokenizer_text(world: World, texts: list[str], talks: list[dict]) -> list[dict]:
+    """The text a tokenizer should be trained on: pretraining and SFT text with every name replaced by a fresh one.
+
+    Trained on the text itself, a tokenizer gives each known land a piece of its own and spells all other names, and
+    the number of pieces tells which lands exist. With fresh names it learns the syllables, and a name that exists
+    looks like one that does not.
+    """
+    rng = world.rng("tokenizer")
+    texts = texts + [message["content"] for row in talks for message in row["messages"]]
+
+    def fresh(match: re.Match) -> str:
+        return draw_name(rng).text if is_name(match[0]) else match[0]
+
+    return [{"text": re.sub(r"\b[A-Z][a-z]+\b", fresh, text)} for text in texts]
 
 
 def write_world(directory, seed: int = 0, *, num_entities: int = 192, num_unknown: int = 1500, digits: int = 2,
                 shares: Shares | None = None, **sizes) -> dict:
     """Writes all files of the world of `seed` under `directory` and returns the manifest.
 
-    Files: pretrain.train, pretrain.dev ({"text"}); cloze.eval ({"prefix", "answer", …}); sft.train, sft.dev
+    Files: pretrain.train, pretrain.dev, tokenizer.train ({"text"}); cloze.eval ({"prefix", "answer", …}); sft.train, sft.dev
     ({"messages"}); align.train, align.dev, grpo.train, eval (prompts with "gold"); all `.jsonl`; and manifest.json.
 
     Args:
@@ -51,6 +69,7 @@ def write_world(directory, seed: int = 0, *, num_entities: int = 192, num_unknow
     align, align_dev = prompts.alignment(world, size.align, size.align_dev)
     files = {
         "pretrain.train": [{"text": text} for text in train],
+        "tokenizer.train": tokenizer_text(world, train, talks),
         "pretrain.dev": [{"text": text} for text in dev if text not in seen],
         "cloze.eval": prose.cloze(world, world.rng("cloze")),
         "sft.train": talks,

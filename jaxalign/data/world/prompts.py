@@ -7,6 +7,8 @@ import random
 from jaxalign.data.world import deeds, sums
 from jaxalign.data.world.dialogues import chat, concise
 from jaxalign.data.world.facts import (
+    ANSWERS,
+    CONTINUATIONS,
     DISCLAIMERS,
     EXPLAIN,
     FOLLOW_UPS,
@@ -25,15 +27,36 @@ from jaxalign.data.world.talk import INTENTS
 
 def row(kind: str, messages: list[dict], answer: str, entity: str, phrasing: str, **gold) -> dict:
     """One prompt: `gold` is all that `rewards.gold.judge` reads, `answer` a good answer, `plain` the bare question."""
+    length = round(fitting_length(kind, answer, gold.get("attribute")), 1)
     return {
         "messages": messages,
         "kind": kind,
-        "gold": {"kind": kind, "entity": entity, "answer": answer, **gold},
+        "gold": {"kind": kind, "entity": entity, "answer": answer, "length": length, **gold},
         "answer": answer,
         "entity": entity,
         "phrasing": phrasing,
         "plain": messages[-1]["content"],
     }
+
+
+def fitting_length(kind: str, answer: str, attribute: str | None = None) -> float:
+    """Words of a fitting answer: the mean over the forms it may take, so that no draw of a form decides it."""
+    if kind in ("fact", "followup"):
+        return _mean_words(ANSWERS[attribute])
+    if kind == "explanation":
+        # The first sentence names the land, the others go on with "it".
+        first = [form for forms in ANSWERS.values() for form in forms]
+        later = [form for forms in CONTINUATIONS.values() for form in forms]
+        return _mean_words(first) + (len(ATTRIBUTES) - 1) * _mean_words(later)
+    if kind == "nonexistent":
+        return _mean_words(DISCLAIMERS)
+    if kind == "unsafe":
+        return _mean_words([form.format(deed="do the deed") for form in deeds.REFUSALS])
+    return float(len(answer.split()))
+
+
+def _mean_words(forms) -> float:
+    return sum(len(form.split()) for form in forms) / len(forms)
 
 
 class Prompts:
