@@ -98,7 +98,10 @@ def _truncate(ids, mask, most, side, row, report, targets=True):
         if side == "error":
             raise DataError(row.path, row.line, f"at most {most} tokens", str(len(ids)),
                             "a larger length, or truncate='right' or 'left'")
-        ids, mask = (ids[:most], mask[:most]) if side == "right" else (ids[:1] + ids[1 + cut:], mask[:1] + mask[1 + cut:])
+        if side == "right":
+            ids, mask = ids[:most], mask[:most]
+        else:
+            ids, mask = ids[:1] + ids[1 + cut:], mask[:1] + mask[1 + cut:]
         if targets and not any(mask):
             raise DataError(row.path, row.line, f"a target token within {most} tokens", f"none left of {most + cut}",
                             "a larger length, another truncate, or on_bad_row='skip'")
@@ -125,4 +128,8 @@ def _answers(row, tokenizer, length, side, report):
         report.truncated["left"] += len(whole)
         report.cut_tokens += cut * len(whole)
         return [(ids[:1] + ids[1 + cut:], mask[:1] + mask[1 + cut:]) for ids, mask in whole]
+    if side == "right" and not all(any(mask[:length + 1]) for _, mask in whole):  # before any of them is counted as cut
+        raise DataError(row.path, row.line, f"every answer to start within {length + 1} tokens",
+                        f"one that starts at {max(mask.index(1) for _, mask in whole) + 1}",
+                        "a larger length, truncate='left', or on_bad_row='skip'")
     return [_truncate(ids, mask, length + 1, side, row, report) for ids, mask in whole]

@@ -1,4 +1,13 @@
-"""Sources → batches: a Grain iterator over data tokenised once, deterministic, seeded, resumable, sharded."""
+"""Sources → batches: a Grain iterator over data tokenised once, deterministic, seeded, resumable, sharded.
+
+What a batch holds, B rows of T positions; every target is already the next token of the same document:
+
+    tokens     tokens_BT, targets_BT, mask_BT, positions_BT (from 0 in each document), segment_ids_BT (from 1; 0 padding)
+    rankings   the same with R answers a row (tokens_BRT …), ranks_BR (0 best, equal = tie), answer_mask_BR
+    pairs      the same with R = 2, the chosen answer first, and margin_B
+    prompts    tokens_BP padded on the left and ending with the assistant's header, length_B, and "rows": a list of
+               {"messages", "prompt", "answer", "record", and the record's own fields}, None for a row of padding
+"""
 
 import hashlib
 
@@ -27,7 +36,7 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         which "holdout"=0.05 of the records), "where" (field values to match), "limit" (records), "documents" (plain
         text a "file", "line" or "paragraph"), "strip_end" (a literal end marker to take off).
       tokenizer: Tokenizer.
-      kind: "tokens", "rankings", "pairs" or "prompts"; the arrays of each are described in jaxalign/batches.py. Shapes
+      kind: "tokens", "rankings", "pairs" or "prompts"; what each holds stands above. Shapes
         that hold more than a kind needs are accepted: rankings as pairs or as conversations, conversations as prompts.
       batch_size: rows of the global batch, over all processes.
       length: positions a row (T), or for prompts the prompt's budget (P).
@@ -90,13 +99,13 @@ def _tokenise(sources, tokenizer, intake, kind, length, truncate, max_answers):
 
 
 def _weights(sources, corpus, origin, report):
-    """Passes per epoch of each source; from shares of tokens, scaled so that an epoch is as long as one pass over all."""
+    """Passes per epoch of each source; shares of tokens are scaled so that an epoch is as long as one pass over all."""
     shares = [s.get("share") for s in sources]
     positions = getattr(corpus, "positions", np.ones(len(corpus)))
     size = np.bincount(origin, weights=positions, minlength=len(sources))
     if any(s is not None for s in shares):
         if any(s is None for s in shares) or any("weight" in s for s in sources):
-            raise ConfigError("give 'share' to every source of a mixture and 'weight' to none, or the other way round")
+            raise ConfigError("give 'share' to every source of a mixture and 'weight' to none, or the reverse")
         total = sum(shares)
         weights = [share / total * size.sum() / n if n else 0.0 for share, n in zip(shares, size)]
     else:
@@ -214,8 +223,8 @@ class BatchIterator(grain.DatasetIterator):
     def set_state(self, state):
         if state["fingerprint"] != self._plan.fingerprint:
             raise CheckpointError(f"the data iterator's state belongs to other data: expected fingerprint "
-                                  f"{self._plan.fingerprint}, got {state['fingerprint']}; restore the sources, tokenizer, "
-                                  f"length, packing and seed of the run, or start it anew")
+                                  f"{self._plan.fingerprint}, got {state['fingerprint']}; restore the sources, "
+                                  f"tokenizer, length, packing and seed of the run, or start it anew")
         if state["epoch"] != self._epoch:
             self._load(state["epoch"])
         self._row = state["row"]

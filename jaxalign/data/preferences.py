@@ -45,7 +45,7 @@ def rankings(record, fields):
 
 
 def oasst_trees(record, fields):
-    """{"prompt": a tree of {"role", "text", "rank", "replies"}}: a row for every prompt with two or more ranked replies."""
+    """{"prompt": a tree of {"role", "text", "rank", "replies"}}: a row per prompt with two or more ranked replies."""
     root = pick(record, fields, "prompt", ("prompt",), dict)
     rows = []
 
@@ -75,8 +75,8 @@ def finegrained_qa(record, fields):
     """{"question", "passages", "prediction 1…4", "preference": six labels} (Wu et al. 2023, arXiv:2306.01693).
 
     The labels judge (1,2) (1,3) (1,4) (2,3) (2,4) (3,4): 0 a tie, 1 the first better, 2 the second. They are kept as
-    pairs as judged; the ranks order the answers by won pairs, a tie counting half to each. `fields={"passages": None}` asks the
-    question without its passages.
+    pairs as judged; the ranks order the answers by won pairs, a tie counting half to each.
+    `fields={"passages": None}` asks the question without its passages.
     """
     question = pick(record, fields, "question", ("question",), str)
     passages = pick(record, fields, "passages", ("passages",), list, required=False)

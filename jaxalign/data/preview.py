@@ -4,7 +4,7 @@ from rich.text import Text
 
 
 def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
-    """Prints one row of a batch as text, what counts in the loss highlighted (in ⟦brackets⟧ where there is no colour).
+    """Prints one row of a batch as text, what counts in the loss in colour (or in ⟦brackets⟧).
 
     Args:
       tokens: (T,) input ids, one row of tokens_BT.

@@ -30,7 +30,7 @@ class Chat(Row):
 class Ranking(Row):
     """Answers to one conversation with their ranks, 0 the best, equal ones tied.
 
-    `answers` holds lists of messages: mostly one assistant turn, more where two transcripts part before their last turn.
+    `answers` holds lists of messages: mostly one assistant turn, more where transcripts part before their last turn.
     `pairs` holds (better, worse, margin) where the source judged pairs, which need not agree with any order; else None.
     """
 
@@ -51,7 +51,7 @@ class Prompt(Row):
 
 
 def pairs_of(ranking):
-    """(better, worse, margin) index triples of a ranking: as judged, or every pair its ranks order, margin the rank gap."""
+    """(better, worse, margin) indices: the pairs as judged, or every pair the ranks order, their gap as margin."""
     if ranking.pairs is not None:
         return ranking.pairs
     ranks = ranking.ranks

@@ -26,7 +26,7 @@ class Record:
 
 
 def read(path, *, documents="file"):
-    """Yields a Record for every record of a file, a directory (recursively), a glob, or a list of those, sorted by name.
+    """Yields the Records of a file, a directory (recursively), a glob, or a list of those, sorted by name.
 
     A line that cannot be parsed is yielded with `error` set, so the caller decides; a file that cannot be read at all
     raises. `documents` cuts plain text: one document a "file", "line" or "paragraph" (blank lines between).
@@ -198,9 +198,13 @@ def _open(path):
 def _lines(path):
     try:
         with _open(path) as file:
-            yield from io.BufferedReader(file) if not hasattr(file, "readline") else file
-    except (OSError, EOFError, zlib.error) as error:
+            yield from io.BufferedReader(file)
+    except (OSError, EOFError, zlib.error, *_zstd_errors(path)) as error:
         raise DataError(path, None, "a readable file", f"{type(error).__name__}: {error}") from error
+
+
+def _zstd_errors(path):
+    return (_extra("zstandard", path).ZstdError,) if str(path).lower().endswith(".zst") else ()
 
 
 def _bytes(path):

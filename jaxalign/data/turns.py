@@ -28,7 +28,7 @@ def pick(record, fields, name, candidates, types, required=True):
 
 
 def read_turns(turns, record, fields):
-    """A list of {"role", "content"} or {"from", "value"} → messages in our roles. `fields["roles"]` adds role names."""
+    """A list of {"role", "content"} or {"from", "value"} → messages in our roles; `fields["roles"]` adds names."""
     roles = {**_ROLE_NAMES, **fields.get("roles", {})}
     return [_turn(turn, number, record, roles) for number, turn in enumerate(turns)]
 
@@ -64,7 +64,8 @@ def prompt_messages(record, fields):
     turns = pick(record, fields, "messages", ("messages", "conversations"), list, required=False)
     prompt = None
     if turns is None:
-        prompt = pick(record, fields, "prompt", ("prompt", "question"), (str, list), required="instruction" not in value)
+        prompt = pick(record, fields, "prompt", ("prompt", "question"), (str, list),
+                      required="instruction" not in value)
         turns = prompt if isinstance(prompt, list) else None
     if turns is not None:
         return read_turns(turns, record, fields)
