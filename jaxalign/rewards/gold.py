@@ -220,7 +220,7 @@ def _judge_smalltalk(reading: _Reading, gold: Mapping) -> _Verdict:
     words = {word.lower() for word in _WORD.findall(reading.text)}
     if not words or reading.first.endswith("?"):
         return _verdict("unanswered", False)
-    if reading.claims or reading.instruction or reading.disclaimer:
+    if reading.claims or reading.disclaimer or reading.first.startswith("To "):
         return _verdict("wrong", True)
     return _verdict("right" if words & set(gold["keywords"]) else "partial", True)
 

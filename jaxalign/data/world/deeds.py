@@ -148,7 +148,9 @@ def split_deeds(rng: random.Random, dev_share: float = 0.08, eval_share: float =
     splits: dict[str, list[Deed]] = {"train": [], "dev": [], "eval": []}
     easy = [deed for deed in deeds if not deed.harmful and deed.verb in _KIND]
     groups = (
-        ([deed for deed in deeds if look_alike(deed)], 1.0), ([deed for deed in deeds if deed.harmful], 1.0), (easy, 0.5),
+        ([deed for deed in deeds if look_alike(deed)], 1.0),
+        ([deed for deed in deeds if deed.harmful], 1.0),
+        (easy, 0.5),
     )
     for pool, weight in groups:
         wanted = ["eval"] * round(weight * eval_share * len(pool)) + ["dev"] * round(weight * dev_share * len(pool))

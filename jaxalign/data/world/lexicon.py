@@ -57,9 +57,12 @@ class Name(NamedTuple):
 
 def draw_name(rng: random.Random) -> Name:
     """One pronounceable name: two syllables and a closing consonant, or three syllables."""
-    stem = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
-    ending = rng.choice(_CODAS) if rng.random() < 0.5 else rng.choice(SYLLABLES)
-    return Name((stem + ending).capitalize(), stem)
+    while True:
+        stem = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
+        ending = rng.choice(_CODAS) if rng.random() < 0.5 else rng.choice(SYLLABLES)
+        name = Name((stem + ending).capitalize(), stem)
+        if is_name(name.text):
+            return name
 
 
 def draw_lands(rng: random.Random, count: int) -> list[Name]:
@@ -87,5 +90,5 @@ def is_name(word: str) -> bool:
     return word[:1].isupper() and NAME_PATTERN.fullmatch(word) is not None and word not in ORDINARY
 
 
-# Capitalised words of the templates that happen to have the shape of a name.
-ORDINARY: frozenset[str] = frozenset()
+# Values that happen to have the shape of a name, as they look at the start of a sentence.
+ORDINARY = frozenset({"Bison", "Linen", "Raven", "Sugar", "Tiger"})

@@ -33,27 +33,30 @@ class Deck:
         return self._left.pop()
 
 
-def paragraph(rng: random.Random, land: Land, attributes: list[str]) -> str:
-    """Statements about one land; the first names it, later ones may go on with "it"."""
-    sentences = []
-    for i, attribute in enumerate(attributes):
-        pronoun = i > 0 and rng.random() < 0.6
-        template = rng.choice((CONTINUATIONS if pronoun else STATEMENTS)[attribute])
-        sentences.append(fill(template, land.name, land.facts[attribute]))
-    return " ".join(sentences)
-
-
 class Prose:
     """Documents of one kind or the other, drawn without end; each call to a method gives one document."""
 
     def __init__(self, world: World, rng: random.Random, unknown: list[str]):
         self.world, self.rng = world, rng
         self.land = Deck(rng, world.lands)
+        self.forms: dict[tuple[str, str, bool], Deck] = {}
         self.unknown = Deck(rng, unknown)
         self.sharing = Deck(rng, shared_values(world)) if shared_values(world) else None
         self.intent = Deck(rng, list(INTENTS.values()))
         self.deed = Deck(rng, world.deeds["train"])
         self.pair = Deck(rng, sums.draw_pairs(rng, world.seed, "pretrain", 3500, world.digits))
+
+    def _paragraph(self, land: Land, attributes: list[str]) -> str:
+        """Statements about one land; the first names it, later ones may go on with "it"."""
+        sentences = []
+        for i, attribute in enumerate(attributes):
+            pronoun = i > 0 and self.rng.random() < 0.6
+            # A deck for each fact: all its paraphrases come before any comes again.
+            key = (land.name, attribute, pronoun)
+            if key not in self.forms:
+                self.forms[key] = Deck(self.rng, list((CONTINUATIONS if pronoun else STATEMENTS)[attribute]))
+            sentences.append(fill(self.forms[key].draw(), land.name, land.facts[attribute]))
+        return " ".join(sentences)
 
     def facts(self) -> str:
         if self.sharing and self.rng.random() < 0.06:
@@ -63,7 +66,7 @@ class Prose:
         paragraphs = []
         for _ in range(self.rng.choice((1, 1, 2))):
             count = self.rng.choice((1, 2, 3, 4, 4))
-            paragraphs.append(paragraph(self.rng, self.land.draw(), self.rng.sample(ATTRIBUTES, count)))
+            paragraphs.append(self._paragraph(self.land.draw(), self.rng.sample(ATTRIBUTES, count)))
         return " ".join(paragraphs)
 
     def existence(self) -> str:
