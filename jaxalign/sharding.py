@@ -75,6 +75,8 @@ def shardings(tree, mesh: Mesh, rules=None):
             return NamedSharding(mesh, PartitionSpec())
         metadata = variable.get_metadata()
         value = variable.get_value()
+        if not hasattr(value, "shape"):  # a part of the optimizer that does not treat this parameter
+            return variable
         spec = partition_spec(metadata.get("out_sharding"), value.shape, mesh, rules)
         return variable.replace(NamedSharding(mesh, spec))
 

@@ -86,7 +86,7 @@ class Transformer(nnx.Module):
         self.embed = param(embed_VD, "vocab", "embed")
         make = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0, axis_size=config.num_layers,
                         transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.layers = make(rngs.fork(split=config.num_layers))
+        self.layers = make(rngs.split(config.num_layers))
         self.final_norm = RMSNorm(D, eps=config.norm_eps, dtype=config.jnp_dtype, rngs=rngs)
         if not config.tied_embeddings:
             self.unembed = Linear((D,), (V,), ("embed", "vocab"), dtype=config.jnp_dtype, rngs=rngs)

@@ -1,0 +1,165 @@
+"""Checkpoints: all that the next stage, or the same stage tomorrow, needs, under one path.
+
+    WORKDIR/checkpoints/STEP/params      the trainable parameters
+                             optimizer   optimizer state, step and key
+                             meta        config, model shapes, tokenizer with its hash, lineage, data position
+"""
+
+import base64
+import hashlib
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jaxalign.errors import CheckpointError
+from jaxalign.train.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+def plain(tree):
+    """A tree of `nnx.State`s as nested dicts of arrays."""
+    return jax.tree.map(nnx.to_pure_dict, tree, is_leaf=lambda node: isinstance(node, nnx.State))
+
+
+def flat_shapes(tree):
+    """{"policy/layers/attention/key/kernel": [[4, 128, 4, 32], "float32"], …} of a plain tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(getattr(k, "key", k)) for k in path): [list(leaf.shape), str(leaf.dtype)]
+            for path, leaf in leaves}
+
+
+class Checkpointer:
+    """Saves a stage's `TrainState` asynchronously and restores the newest.
+
+    Args:
+      workdir: the stage's folder.
+      keep: how many checkpoints stay.
+    """
+
+    def __init__(self, workdir, *, keep=1):
+        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, state: TrainState, meta):
+        """Starts writing; returns as soon as the arrays are copied. A broken-off save is never taken for a whole one."""
+        params = plain(state.trainable)
+        optimizer = _optimizer_item(state)
+        meta = dict(meta, step=int(state.step), parameters=flat_shapes(params))
+        self.manager.save(int(state.step), args=ocp.args.Composite(
+            params=ocp.args.StandardSave(params), optimizer=ocp.args.StandardSave(optimizer),
+            meta=ocp.args.JsonSave(meta)))
+
+    def latest_step(self):
+        return self.manager.latest_step()
+
+    def restore(self, state: TrainState):
+        """(state, meta) of the newest checkpoint, into the shapes and shardings of `state`."""
+        step = self.latest_step()
+        params = plain(state.trainable)
+        optimizer = _optimizer_item(state)
+        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        compare(meta["parameters"], flat_shapes(params), self.folder / str(step))
+        got = self.manager.restore(step, args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(params)),
+            optimizer=ocp.args.StandardRestore(_abstract(optimizer))))
+        restored = TrainState(
+            step=got["optimizer"]["step"], trainable=refill(state.trainable, got["params"]),
+            optimizer_state=refill(state.optimizer_state, got["optimizer"]["state"]),
+            key=jax.random.wrap_key_data(got["optimizer"]["key"]))
+        return restored, meta
+
+    def close(self):
+        """Waits until what was saved is on disk."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _optimizer_item(state):
+    # By number, not by name: optax nests tuples and masks, and the state is only ever restored into its own kind.
+    leaves = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer_state))}
+    return {"state": leaves, "step": state.step, "key": jax.random.key_data(state.key)}
+
+
+def refill(tree, arrays):
+    """`tree` with the arrays of a plain tree of the same structure in place of its own."""
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(arrays))
+
+
+def compare(found, expected, where):
+    """Refuses a checkpoint whose parameters are not the expected ones, naming the first few that differ."""
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    other = [f"{name} is {found[name][0]}, expected {expected[name][0]}"
+             for name in sorted(set(found) & set(expected)) if found[name][0] != expected[name][0]]
+    parts = [f"{what} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+             for what, names in (("missing:", missing), ("unexpected:", unexpected), ("other shape:", other)) if names]
+    if parts:
+        raise CheckpointError(f"{where}: the parameters are not this model's ({'; '.join(parts)}); "
+                              "set config.model as in the checkpoint, or choose another init_from")
+
+
+def find(path):
+    """The folder of one checkpoint, from a stage's workdir (its newest step), or the step's own folder."""
+    path = pathlib.Path(path).absolute()
+    if (path / "meta").is_dir():
+        return path
+    for folder in (path / FOLDER, path):
+        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    raise CheckpointError(f"{path}: no checkpoint found; expected a stage's workdir, or a folder such as "
+                          f"{path / FOLDER / '100'}")
+
+
+def read_meta(path):
+    """(folder, meta) of a checkpoint: its config, model shape, tokenizer, lineage."""
+    folder = find(path)
+    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    try:
+        return folder, handler.restore(folder / "meta")
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error}); the file is damaged or was written by something "
+                              "else") from error
+
+
+def load_params(folder, part, like):
+    """One part ("policy", "reward", …) of a checkpoint's parameters, into the shapes and shardings of `like`.
+
+    Args:
+      folder: as returned by `find`.
+      part: top-level name; "policy/backbone" reaches inside.
+      like: an `nnx.State` of arrays or ShapeDtypeStructs, whose structure the result has.
+    Raises:
+      CheckpointError: names parameters that are missing, unexpected or of another shape.
+    """
+    _, meta = read_meta(folder)
+    expected = flat_shapes(nnx.to_pure_dict(like))
+    found = {name[len(part) + 1:]: shape for name, shape in meta["parameters"].items() if name.startswith(part + "/")}
+    compare(found, expected, f"{folder} ({part})")
+    item = _abstract(nnx.to_pure_dict(like))
+    for name in reversed(part.split("/")):
+        item = {name: item}
+    with ocp.PyTreeCheckpointer() as handler:
+        got = handler.restore(folder / "params", args=ocp.args.PyTreeRestore(
+            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
+    for name in part.split("/"):
+        got = got[name]
+    return refill(like, got)
+
+
+def pack_tokenizer(model_bytes):
+    """A tokenizer's bytes as they stand in `meta`."""
+    return {"model": base64.b64encode(model_bytes).decode(), "hash": hashlib.sha256(model_bytes).hexdigest()}
+
+
+def unpack_tokenizer(meta):
+    """The tokenizer's bytes of a checkpoint's `meta`."""
+    return base64.b64decode(meta["tokenizer"]["model"])
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
