@@ -191,14 +191,14 @@ def _open(path):
     if name.endswith(".gz"):
         return gzip.open(path, "rb")
     if name.endswith(".zst"):
-        return _extra("zstandard", path).open(path, "rb")
+        return io.BufferedReader(_extra("zstandard", path).open(path, "rb"))
     return open(path, "rb")
 
 
 def _lines(path):
     try:
         with _open(path) as file:
-            yield from io.BufferedReader(file)
+            yield from file
     except (OSError, EOFError, zlib.error, *_zstd_errors(path)) as error:
         raise DataError(path, None, "a readable file", f"{type(error).__name__}: {error}") from error
 

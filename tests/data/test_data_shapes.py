@@ -1,0 +1,182 @@
+"""Every data shape, from a record as published to rows."""
+
+import pytest
+
+from jaxalign.data.intake import as_chat, as_prompt, check_sources, read_rows, texts_of
+from jaxalign.data.rows import Chat, Prompt, Ranking, Text, pairs_of
+from jaxalign.data.shapes import SHAPES
+from jaxalign.errors import ConfigError, DataError
+
+
+def rows(shape, *records, **source):
+    return list(read_rows(check_sources({"records": list(records), "shape": shape, **source})[0]))
+
+
+def said(messages):
+    return [(m["role"], m["content"]) for m in messages]
+
+
+def test_text():
+    row, = rows("text", {"text": "once"})
+    assert isinstance(row, Text) and row.text == "once" and row.line == 1
+
+
+@pytest.mark.parametrize("shape, record, expected", [
+    ("messages", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+     [("user", "a"), ("assistant", "b")]),
+    ("messages", {"messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}]},
+                               {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]},
+     [("system", "a"), ("function_call", '[{"name": "f"}]')]),
+    ("alpaca", {"instruction": "a", "input": "", "output": "b"}, [("user", "a"), ("assistant", "b")]),
+    ("alpaca", {"instruction": "a", "input": "i", "response": "b"}, [("user", "a\n\ni"), ("assistant", "b")]),
+    ("prompt_response", {"prompt": "a", "response": "b"}, [("user", "a"), ("assistant", "b")]),
+    ("prompt_response", {"question": "a", "answer": "b", "system": "s"},
+     [("system", "s"), ("user", "a"), ("assistant", "b")]),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f"},
+                                    {"from": "observation", "value": "o"}, {"from": "gpt", "value": "b"}],
+                  "system": "s", "tools": '[{"name": "f"}]'},
+     [("system", 's\n\nTools:\n[{"name": "f"}]'), ("user", "a"), ("function_call", "f"), ("observation", "o"),
+      ("assistant", "b")]),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "[]"},
+     [("user", "a"), ("assistant", "b")]),
+])
+def test_conversations(shape, record, expected):
+    row, = rows(shape, record)
+    assert isinstance(row, Chat) and said(row.messages) == expected
+
+
+def test_turns_that_are_no_targets_keep_their_flag():
+    row, = rows("messages", {"messages": [{"role": "user", "content": "a"},
+                                          {"role": "assistant", "content": "b", "weight": 0},
+                                          {"role": "assistant", "content": "c", "train": True}]})
+    assert [m.get("train", True) for m in row.messages] == [True, False, True]
+
+
+@pytest.mark.parametrize("record, prompt, chosen, rejected, margin", [
+    ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+      "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e"},
+     [("user", "a"), ("assistant", "b"), ("user", "c")], [("assistant", "d")], [("assistant", "e")], 0),
+    ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",  # they part before the last turn
+      "rejected": "\n\nHuman: a\n\nAssistant: x\n\nHuman: y\n\nAssistant: z"},
+     [("user", "a")], [("assistant", "b"), ("user", "c"), ("assistant", "d")],
+     [("assistant", "x"), ("user", "y"), ("assistant", "z")], 0),
+    ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "d"},
+      "rejected": {"from": "gpt", "value": "e"}, "chosen_score": 4, "rejected_score": 1.5},
+     [("user", "a")], [("assistant", "d")], [("assistant", "e")], 2.5),
+    ({"instruction": "a", "input": "i", "output": "d", "chosen": "d", "rejected": "e", "margin": 3},
+     [("user", "a\n\ni")], [("assistant", "d")], [("assistant", "e")], 3),
+    ({"prompt": "a", "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "d"}],
+      "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "e"}]},
+     [("user", "a")], [("assistant", "d")], [("assistant", "e")], 0),
+    ({"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "d"}],
+      "rejected": [{"role": "assistant", "content": "e"}]},
+     [("user", "a")], [("assistant", "d")], [("assistant", "e")], 0),
+])
+def test_pairs(record, prompt, chosen, rejected, margin):
+    row, = rows("pairs", record)
+    assert said(row.messages) == prompt
+    assert [said(a) for a in row.answers] == [chosen, rejected]
+    assert pairs_of(row) == [(0, 1, margin)] and row.ranks == [0, 1]
+
+
+def test_rankings_from_ranks_or_scores():
+    row, = rows("rankings", {"prompt": "q", "answers": ["a", "b", "c"], "ranks": [5, 2, 5]})
+    assert row.ranks == [1, 0, 1] and said(row.messages) == [("user", "q")]
+    assert pairs_of(row) == [(1, 0, 1.0), (1, 2, 1.0)]
+    row, = rows("rankings", {"messages": [{"role": "user", "content": "q"}], "answers": ["a", "b"],
+                             "scores": [0.5, 0.75]})
+    assert row.ranks == [1, 0]
+
+
+def test_oasst_trees_give_a_row_for_every_ranked_prompt():
+    def node(role, text, rank=None, *replies):
+        return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
+
+    tree = node("prompter", "q", None, node("assistant", "a", 1), node("assistant", "unranked"), node(
+        "assistant", "b", 0, node("prompter", "q2", None, node("assistant", "c", 0), node("assistant", "d", 1))))
+    first, second = rows("oasst_trees", {"prompt": tree})
+    assert said(first.messages) == [("user", "q")] and first.ranks == [1, 0] and len(first.answers) == 2
+    assert said(second.messages) == [("user", "q"), ("assistant", "b"), ("user", "q2")] and second.ranks == [0, 1]
+
+
+def test_finegrained_qa_keeps_the_judged_pairs():
+    record = {"question": "q?", "passages": [["Title", "One.", "Two."]], "preference": [0, 2, 1, 0, 1, 1],
+              **{f"prediction {i}": str(i) for i in (1, 2, 3, 4)}}
+    row, = rows("finegrained_qa", record)
+    assert row.messages[0]["content"] == "One. Two.\n\nq?"
+    assert pairs_of(row) == [(2, 0, 1.0), (0, 3, 1.0), (1, 3, 1.0), (2, 3, 1.0)]
+    assert row.ranks == [2, 1, 0, 3]  # won: 1.5, 2, 2.5, 0
+    row, = rows("finegrained_qa", record, fields={"passages": None})
+    assert row.messages[0]["content"] == "q?"
+
+
+@pytest.mark.parametrize("shape, record, prompt, answer", [
+    ("prompts", {"prompt": "q", "answer": "a"}, "q", "a"),
+    ("prompts", {"messages": [{"role": "user", "content": "q"}], "answer": 7.0}, "q", "7"),
+    ("prompts", {"prompt": "q"}, "q", None),
+    ("gsm8k", {"question": "q", "answer": "2+3 = <<2+3=5>>5\n#### 5"}, "q", "5"),
+    ("svamp", {"Body": "Dan had $ 3 left", "Question": "How much?", "Answer": 4.0}, "Dan had $ 3 left. How much?", "4"),
+])
+def test_prompts_with_an_answer(shape, record, prompt, answer):
+    row, = rows(shape, record)
+    assert isinstance(row, Prompt) and said(row.messages) == [("user", prompt)] and row.answer == answer
+    assert row.record == record
+
+
+@pytest.mark.parametrize("shape, record, expected", [
+    ("text", {"text": " "}, "non-empty text"),
+    ("text", {"body": "x"}, "field 'text'"),
+    ("text", {"text": 5}, "as str, got int"),
+    ("alpaca", {"instruction": "a"}, "field 'output' or 'response'"),
+    ("alpaca", {"instruction": " ", "output": "b"}, "non-empty prompt"),
+    ("messages", {"messages": [{"role": "user"}]}, "'content' or 'value'"),
+    ("messages", {"messages": ["hi"]}, "turn 0 as an object"),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "a"}], "tools": "{"}, "tools as JSON"),
+    ("pairs", {"chosen": "a", "rejected": "a", "prompt": "q"}, "that differ"),
+    ("pairs", {"chosen": "a", "rejected": " ", "prompt": "q"}, "'rejected' ending in a non-empty"),
+    ("pairs", {"chosen": "a", "rejected": ["b"], "prompt": "q"}, "of one kind"),
+    ("rankings", {"prompt": "q", "answers": ["a", "b"], "ranks": [1]}, "as many ranks"),
+    ("rankings", {"prompt": "q", "answers": ["a"], "ranks": [1]}, "two or more answers"),
+    ("rankings", {"prompt": "q", "answers": ["a", "b"], "ranks": ["x", 1]}, "as numbers"),
+    ("oasst_trees", {"prompt": {"role": "prompter", "text": "q", "replies": []}}, "ranked replies"),
+    ("finegrained_qa", {"question": "q", **{f"prediction {i}": "p" for i in (1, 2, 3, 4)}, "preference": [1]}, "six"),
+    ("gsm8k", {"question": "q", "answer": "5"}, "####"),
+    ("prompts", {"prompt": "  "}, "non-empty prompt"),
+])
+def test_a_wrong_record_says_what_was_expected(shape, record, expected):
+    with pytest.raises(DataError, match=expected) as caught:
+        rows(shape, record)
+    assert caught.value.line == 1
+
+
+def test_fields_can_be_renamed():
+    row, = rows("alpaca", {"task": "a", "reply": "b"}, fields={"instruction": "task", "output": "reply"})
+    assert said(row.messages) == [("user", "a"), ("assistant", "b")]
+    row, = rows("messages", {"messages": [{"role": "Customer", "content": "a"}]},
+                fields={"roles": {"Customer": "user"}})
+    assert said(row.messages) == [("user", "a")]
+
+
+def test_sources_are_checked_by_name():
+    for source, expected in [({"path": "x", "shape": "alpacca"}, "did you mean 'alpaca'"),
+                             ({"path": "x", "shape": "text", "wieght": 1}, "did you mean 'weight'"),
+                             ({"shape": "text"}, "either 'path' or 'records'")]:
+        with pytest.raises(ConfigError, match=expected):
+            check_sources(source)
+    assert set(SHAPES) >= {"text", "messages", "alpaca", "prompt_response", "sharegpt", "pairs", "rankings", "prompts"}
+
+
+def test_rows_stand_in_for_the_kinds_that_need_less():
+    ranking, = rows("rankings", {"prompt": "q", "answers": ["a", "b"], "ranks": [1, 0]})
+    assert said(as_chat(ranking).messages) == [("user", "q"), ("assistant", "b")]
+    assert isinstance(ranking, Ranking) and as_prompt(ranking).answer is None
+    chat, = rows("alpaca", {"instruction": "q", "output": "a"})
+    assert said(as_prompt(chat).messages) == [("user", "q")] and as_prompt(chat).answer == "a"
+    with pytest.raises(DataError, match="an answer to learn"):
+        as_chat(as_prompt(chat))
+
+
+def test_literal_end_markers_are_taken_off():
+    row, = rows("prompt_response", {"prompt": "q", "answer": "Hawaii###eos_token###"}, strip_end="###eos_token###")
+    assert row.messages[-1]["content"] == "Hawaii"
+    assert list(texts_of({"records": [{"prompt": "q", "answer": "a"}], "shape": "prompt_response"})) == ["q", "a"]
