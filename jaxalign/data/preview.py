@@ -2,6 +2,8 @@
 
 from rich.text import Text
 
+_UNKNOWN = -1
+
 
 def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
     """Prints one row of a batch as text, what counts in the loss in colour (or in ⟦brackets⟧).
@@ -11,24 +13,26 @@ def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
       mask: (T,) the row's loss mask; mask[t] speaks of target t, which is the token after input t.
       tokenizer: Tokenizer.
       console: rich.console.Console.
-      targets: (T,) ids of targets_BT; None: the inputs moved by one, right for a row that is not packed.
+      targets: (T,) ids of targets_BT. None takes the inputs moved by one, which is right for a row of one document but
+        for its last target: that one is not in the inputs and is shown as ….
       limit: positions shown.
     """
-    targets = [*tokens[1:], None] if targets is None else targets
+    if targets is None:
+        targets = [_UNKNOWN if w and n == tokenizer.pad_id else n for n, w in zip([*tokens[1:], _UNKNOWN], mask)]
     spans, shown = [], 0
     previous = None
     for token, target, weight in zip(tokens, targets, mask):
         token = int(token)
         if shown >= limit:
             break
-        if token == tokenizer.pad_id and (target is None or int(target) == tokenizer.pad_id) and not weight:
+        if token == tokenizer.pad_id and not weight:
             continue
         shown += 1
         if previous != token:  # the start of a document: its first token is nobody's target
             spans.append((token, False))
-        if target is not None:
+        if weight or int(target) not in (tokenizer.pad_id, _UNKNOWN):
             spans.append((int(target), bool(weight)))
-        previous = None if target is None else int(target)
+        previous = int(target)
     console.print(_styled(spans, tokenizer, console), soft_wrap=True, highlight=False)
     counted = int(sum(1 for w in mask if w))
     cut = f"; the first {limit} positions" if shown >= limit else ""
@@ -43,7 +47,8 @@ def _styled(spans, tokenizer, console):
         while j < len(spans) and spans[j][1] == spans[i][1]:
             j += 1
         counted = spans[i][1]
-        piece = tokenizer.spell([token for token, _ in spans[i:j]])
+        known = [token for token, _ in spans[i:j] if token != _UNKNOWN]
+        piece = tokenizer.spell(known) + "…" * (j - i - len(known))
         if counted and not colour:
             piece = f"⟦{piece}⟧"
         out.append(piece, style=("bold black on green" if counted else "dim") if colour else "")
