@@ -59,13 +59,13 @@ def alpaca_prompt(record, fields):
 
 
 def prompt_messages(record, fields):
-    """The conversation to be answered: "messages"/"conversations", "instruction" with "input", or one "prompt"."""
+    """What is to be answered: "messages"/"conversations", "instruction" with "input", or one "prompt"/"question"."""
     value = record.value
     turns = pick(record, fields, "messages", ("messages", "conversations"), list, required=False)
     prompt = None
     if turns is None:
-        prompt = pick(record, fields, "prompt", ("prompt", "question"), (str, list),
-                      required="instruction" not in value)
+        prompt = pick(record, fields, "prompt", () if "instruction" in value else ("prompt", "question", "input"),
+                      (str, list), required="instruction" not in value)
         turns = prompt if isinstance(prompt, list) else None
     if turns is not None:
         return read_turns(turns, record, fields)
