@@ -135,7 +135,7 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
     if name in table:
         return table[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if not (colon and module_name):
         raise ConfigError(
             f"no function {name!r}{_nearest(name, table)}; expected one of {', '.join(sorted(table))}, "
             'or "module:function" for your own'
@@ -170,4 +170,4 @@ def _explain(name) -> str:
 
 def _nearest(name, names) -> str:
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}" if near else ""

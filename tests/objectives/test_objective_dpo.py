@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.objectives.dpo import dpo
+from jaxalign.objectives import dpo as objective
 from jaxalign.objectives.reduce import reduce
 
+dpo = jax.jit(objective, static_argnames=("beta", "smoothing"))
 RNG = np.random.default_rng(3)
 LOGPS = (-20.0 + 5.0 * RNG.normal(size=(4, 16))).astype(np.float32)
 
@@ -16,7 +17,7 @@ def test_float64_reference(beta, smoothing):
     chosen, rejected, chosen_ref, rejected_ref = LOGPS.astype(np.float64)
     h = beta * ((chosen - chosen_ref) - (rejected - rejected_ref))
     expected = np.mean((1 - smoothing) * np.log1p(np.exp(-h)) + smoothing * np.log1p(np.exp(h)))
-    loss = jax.jit(lambda *x: dpo(*x, beta=beta, smoothing=smoothing))(*LOGPS)
+    loss = dpo(*LOGPS, beta=beta, smoothing=smoothing)
     np.testing.assert_allclose(reduce(loss.terms)[0], expected, rtol=1e-5)
     means = reduce(loss.metrics)[1]
     np.testing.assert_allclose(means["accuracy"], np.mean(h > 0), rtol=1e-5)
