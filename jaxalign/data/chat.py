@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from jaxalign.errors import DataError
+from jaxalign.errors import ConfigError, DataError
 
 # What data sets call a role → (the role's header token, whether the assistant speaks).
 ROLES = {
@@ -106,6 +106,23 @@ def check_mask(mask, path="messages", line=None):
     if all(mask):
         raise DataError(path, line, "a mask of assistant tokens only", "a mask of ones only",
                         "the template does not mark its turns")
+
+
+def check_prefix_stable(tokenizer, template=TEMPLATE):
+    """Refuses a template that writes an earlier turn differently once later turns follow, for reinforcement learning:
+    there the tokens that were sampled must be the tokens that are trained on. Raises ConfigError."""
+    talk = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2.\n"},
+            {"role": "user", "content": " And then?"}, {"role": "assistant", "content": "<think>3</think> 4"},
+            {"role": "user", "content": "Thanks."}]
+    whole, _ = render(talk, tokenizer, template=template)
+    for turns in range(1, len(talk)):
+        asks = talk[turns]["role"] == "assistant"
+        part, _ = render(talk[:turns], tokenizer, add_generation_prompt=asks, template=template)
+        if whole[:len(part)] != part:
+            raise ConfigError(f"chat template: the first {turns} turns are written differently once more follow "
+                              f"({tokenizer.decode(part, specials='show')!r} against "
+                              f"{tokenizer.decode(whole[:len(part)], specials='show')!r}); a template for "
+                              f"reinforcement learning must be prefix-stable")
 
 
 def _short(value):

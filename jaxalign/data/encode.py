@@ -1,13 +1,13 @@
 """Rows → tokenised corpora, one function a kind of batch; everything cut or refused is in the intake's report."""
 
-from jaxalign.data.chat import check_mask, render
+from jaxalign.data.chat import check_mask, check_prefix_stable, render
 from jaxalign.data.corpus import PromptCorpus, RankingCorpus, Sequences, TokenCorpus
 from jaxalign.data.intake import as_chat, as_prompt
 from jaxalign.data.rows import Ranking, Text, pairs_of
 from jaxalign.errors import ConfigError, DataError
 
 
-def tokens(rows, tokenizer, intake, *, length, truncate):
+def tokens(rows, tokenizer, intake, *, length, truncate, template):
     """Documents and conversations. A document longer than a row is cut into pieces, each target kept; a conversation
     is truncated. Returns (TokenCorpus, source number per item)."""
     sequences, start, positions, origin, flat = Sequences(), [], [], [], 0
@@ -21,7 +21,8 @@ def tokens(rows, tokenizer, intake, *, length, truncate):
                 report.chunked += len(ids) - 1 > length
             else:
                 row = as_chat(row)
-                ids, mask = render(row.messages, tokenizer, require_target=True, path=row.path, line=row.line)
+                ids, mask = render(row.messages, tokenizer, require_target=True, template=template, path=row.path,
+                                   line=row.line)
                 ids, mask = _truncate(ids, mask, length + 1, truncate, row, report)
         except DataError as error:
             intake.bad(error)
@@ -36,7 +37,7 @@ def tokens(rows, tokenizer, intake, *, length, truncate):
     return TokenCorpus(sequences.freeze(), start, positions, length, tokenizer.pad_id), origin
 
 
-def rankings(rows, tokenizer, intake, *, length, truncate, pairs, max_answers):
+def rankings(rows, tokenizer, intake, *, length, truncate, template, pairs, max_answers):
     """K-way rankings, or with `pairs` every judged pair of them. Returns (RankingCorpus, source number per item)."""
     sequences, members, ranks, margins, origin = Sequences(), [], [], [], []
     for source, row in rows:
@@ -44,7 +45,7 @@ def rankings(rows, tokenizer, intake, *, length, truncate, pairs, max_answers):
             if not isinstance(row, Ranking):
                 raise DataError(row.path, row.line, "answers to compare", type(row).__name__.lower(),
                                 "choose the shape 'pairs' or 'rankings'")
-            encoded = _answers(row, tokenizer, length, truncate, intake.report)
+            encoded = _answers(row, tokenizer, length, truncate, template, intake.report)
         except DataError as error:
             intake.bad(error)
             continue
@@ -67,17 +68,19 @@ def rankings(rows, tokenizer, intake, *, length, truncate, pairs, max_answers):
     return RankingCorpus(sequences.freeze(), members, ranks, margins, answers, length, tokenizer.pad_id, pairs), origin
 
 
-def prompts(rows, tokenizer, intake, *, length, truncate):
+def prompts(rows, tokenizer, intake, *, length, truncate, template):
     """Prompts for sampling. Returns (PromptCorpus, source number per item)."""
     if truncate == "right":
         raise ConfigError("truncate='right' would cut off the header that makes the assistant speak; for prompts use "
                           "'left' or 'error'")
+    check_prefix_stable(tokenizer, template)
     sequences, records, origin = Sequences(), [], []
     for source, row in rows:
         try:
             row = as_prompt(row)
             messages = [{**m, "train": False} for m in row.messages]  # an empty earlier turn is no target here
-            ids, mask = render(messages, tokenizer, add_generation_prompt=True, path=row.path, line=row.line)
+            ids, mask = render(messages, tokenizer, add_generation_prompt=True, template=template, path=row.path,
+                               line=row.line)
             ids, mask = _truncate(ids, mask, length, truncate, row, intake.report, targets=False)
         except DataError as error:
             intake.bad(error)
@@ -110,11 +113,12 @@ def _truncate(ids, mask, most, side, row, report, targets=True):
     return ids, mask
 
 
-def _answers(row, tokenizer, length, side, report):
+def _answers(row, tokenizer, length, side, template, report):
     """(ids, mask) of each answer after the shared prompt. "left" cuts the same from the prompt for all, so that the
     answers are still compared under one prompt."""
     prompt = [{**m, "train": False} for m in row.messages]
-    whole = [render([*prompt, *answer], tokenizer, path=row.path, line=row.line) for answer in row.answers]
+    whole = [render([*prompt, *answer], tokenizer, template=template, path=row.path, line=row.line)
+             for answer in row.answers]
     for _, mask in whole:
         check_mask(mask, row.path, row.line)
     cut = max(len(ids) for ids, _ in whole) - (length + 1)

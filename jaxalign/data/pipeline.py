@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from jaxalign.data import encode
+from jaxalign.data.chat import TEMPLATE
 from jaxalign.data.intake import Intake, check_sources, read_rows
 from jaxalign.data.packing import best_fit
 from jaxalign.errors import CheckpointError, ConfigError, DataError
@@ -23,7 +24,8 @@ KINDS = ("tokens", "rankings", "pairs", "prompts")
 
 
 def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit", seed=0, shuffle=True, repeat=True,
-            truncate=None, on_bad_row="error", bad_rows_path=None, max_answers=None, process_index=0, process_count=1):
+            truncate=None, on_bad_row="error", bad_rows_path=None, max_answers=None, template=TEMPLATE, process_index=0,
+            process_count=1):
     """An iterator of numpy batches; the same arguments give the same batches, and its state resumes them.
 
     All data is read and tokenised here, once, and kept as int32 ids (5 bytes a token with its mask), so that a batch
@@ -47,6 +49,7 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         the report. Text documents are never cut but chunked.
       on_bad_row: "error" raises DataError at the first bad row; "skip" counts it, lists it in `bad_rows_path`.
       max_answers: the R of rankings; None is the most that any row has. The best ranked are kept.
+      template: how a conversation is written (jaxalign/data/chat.py); prompts refuse one that is not prefix-stable.
       process_index, process_count: this process's share of each global batch's rows.
     Returns:
       BatchIterator (a grain.DatasetIterator) with `report`, `rows_per_epoch` and `batches_per_epoch`.
@@ -60,7 +63,7 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         raise ConfigError(f"batch_size={batch_size} must be positive and divide by process_count={process_count} "
                           f"(process_index={process_index}), and length={length} be positive")
     intake = Intake(on_bad_row, bad_rows_path)
-    corpus, origin = _tokenise(sources, tokenizer, intake, kind, length, truncate, max_answers)
+    corpus, origin = _tokenise(sources, tokenizer, intake, kind, length, truncate, template, max_answers)
     intake.close()
     if not len(corpus):
         raise DataError(", ".join(str(s.get("path", "records")) for s in sources), None, "at least one usable row",
@@ -77,7 +80,7 @@ def _check(**choices):
             raise ConfigError(f"{name}={value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
-def _tokenise(sources, tokenizer, intake, kind, length, truncate, max_answers):
+def _tokenise(sources, tokenizer, intake, kind, length, truncate, template, max_answers):
     report = intake.report
 
     def rows():
@@ -90,12 +93,12 @@ def _tokenise(sources, tokenizer, intake, kind, length, truncate, max_answers):
                                    "bad": len(report.bad) - bad})
 
     side = truncate or ("left" if kind == "prompts" else "right")
+    options = {"length": length, "truncate": side, "template": template}
     if kind == "tokens":
-        return encode.tokens(rows(), tokenizer, intake, length=length, truncate=side)
+        return encode.tokens(rows(), tokenizer, intake, **options)
     if kind == "prompts":
-        return encode.prompts(rows(), tokenizer, intake, length=length, truncate=side)
-    return encode.rankings(rows(), tokenizer, intake, length=length, truncate=side, pairs=kind == "pairs",
-                           max_answers=max_answers)
+        return encode.prompts(rows(), tokenizer, intake, **options)
+    return encode.rankings(rows(), tokenizer, intake, **options, pairs=kind == "pairs", max_answers=max_answers)
 
 
 def _weights(sources, corpus, origin, report):

@@ -118,6 +118,11 @@ class Tokenizer:
         except RuntimeError as error:
             raise DataError(path, None, "a SentencePiece model", f"bytes it cannot parse ({error})") from error
 
+    @property
+    def model_bytes(self):
+        """The SentencePiece model itself."""
+        return self._model
+
     def save(self, path):
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

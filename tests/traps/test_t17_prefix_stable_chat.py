@@ -1,0 +1,78 @@
+"""t17, the data's side: a multi-turn template renders the same prefix differently later; text yields chat-token ids."""
+
+import pathlib
+import random
+
+import pytest
+
+from jaxalign.data.chat import ROLES, Template, check_prefix_stable, render
+from jaxalign.data.pipeline import batches
+from jaxalign.data.tokenizer import CHAT_TOKENS, Tokenizer
+from jaxalign.errors import ConfigError
+
+TOKENIZER = Tokenizer.load(pathlib.Path(__file__).parents[1] / "golden" / "chat_tokenizer.model")
+PARTS = [*CHAT_TOKENS, "<s>", "</s>", "<pad>", "<unk>", "<0x0A>", " ", "  ", "\n", "fox", "Paris", "é", "😀", "\u2581",
+         "<|", "|>", "<think>", "</think>", "<|im_start|>", "[INST]"]
+
+
+def some_text(draw):
+    return "".join(draw.choice(PARTS) for _ in range(draw.randint(1, 8)))
+
+
+def some_talk(draw):
+    return [{"role": draw.choice(list(ROLES)), "content": some_text(draw) + "."} for _ in range(draw.randint(1, 7))]
+
+
+def test_t17_text_never_yields_a_special_id():
+    draw = random.Random(0)
+    for _ in range(1500):
+        text = some_text(draw)
+        ids = TOKENIZER.encode(text)
+        assert not TOKENIZER.special_ids & set(ids)
+        assert TOKENIZER.decode(ids) == text
+
+
+def test_t17_a_prefix_is_rendered_the_same_whatever_follows():
+    draw = random.Random(1)
+    for _ in range(300):
+        talk = some_talk(draw)
+        whole, mask = render(talk, TOKENIZER)
+        assert len([i for i in whole if i == TOKENIZER.end_id]) == len(talk) and whole.count(TOKENIZER.bos_id) == 1
+        for turns in range(1, len(talk)):
+            part, part_mask = render(talk[:turns], TOKENIZER)
+            assert whole[:len(part)] == part and mask[:len(part)] == part_mask
+            if talk[turns]["role"] in ("assistant", "function_call"):
+                prompt, _ = render(talk[:turns], TOKENIZER, add_generation_prompt=True)
+                assert whole[:len(prompt)] == prompt
+
+
+def test_t17_sampled_ids_come_back_as_the_same_ids():
+    """An answer's ids, decoded to text and rendered as a turn, follow the prompt as they were sampled."""
+    prompt, _ = render([{"role": "user", "content": "fox?"}], TOKENIZER, add_generation_prompt=True)
+    sampled = [*TOKENIZER.encode("Paris by the river. 19"), TOKENIZER.end_id]
+    whole, _ = render([{"role": "user", "content": "fox?"},
+                       {"role": "assistant", "content": TOKENIZER.decode(sampled)}], TOKENIZER)
+    assert whole == prompt + sampled
+
+
+class ForgetsThoughts(Template):
+    """Qwen 3's and DeepSeek's way: thoughts are dropped from a turn by the time its text is in the past."""
+
+    def turn(self, message, tokenizer):
+        if message["role"] == "user":
+            return super().turn(message, tokenizer)
+        ids, mask = super().turn({**message, "content": message["content"].split("</think>")[-1]}, tokenizer)
+        return ids, mask
+
+    def header(self, tokenizer):
+        return super().header(tokenizer) + tokenizer.encode("<think>")
+
+
+def test_t17_a_template_that_is_not_prefix_stable_is_refused_for_reinforcement_learning():
+    check_prefix_stable(TOKENIZER)
+    with pytest.raises(ConfigError, match="prefix-stable"):
+        check_prefix_stable(TOKENIZER, ForgetsThoughts())
+    source = {"records": [{"prompt": "fox?"}], "shape": "prompts"}
+    with pytest.raises(ConfigError, match="prefix-stable"):
+        batches(source, TOKENIZER, kind="prompts", batch_size=1, length=32, template=ForgetsThoughts())
+    assert next(batches(source, TOKENIZER, kind="prompts", batch_size=1, length=32))["length_B"][0] > 0
