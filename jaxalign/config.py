@@ -11,9 +11,10 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 
-from jaxalign.errors import ConfigError, JaxalignError
 from ml_collections import ConfigDict, FieldReference, config_dict, config_flags
 from ml_collections.config_flags import config_path
+
+from jaxalign.errors import ConfigError, JaxalignError
 
 GROUPS = (ConfigDict, Mapping)  # ConfigDict is no Mapping to isinstance
 
@@ -104,9 +105,8 @@ def check(config: Mapping, defaults: Mapping, free: Sequence[str] = ("objective"
             if not isinstance(value, GROUPS):
                 raise ConfigError(_wrong_type(path, ConfigDict, value))
             check(value, defaults[key], free, path)
-        elif expected is not type(None) and not (value is None and defaults[key] is None):
-            if not _fits(value, expected):
-                raise ConfigError(_wrong_type(path, expected, value))
+        elif not (expected is type(None) or value is None is defaults[key] or _fits(value, expected)):
+            raise ConfigError(_wrong_type(path, expected, value))
 
 
 def to_json(config: Mapping) -> str:

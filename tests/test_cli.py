@@ -7,8 +7,9 @@ import sys
 import time
 import types
 
-import jaxalign
 import pytest
+
+import jaxalign
 from jaxalign.cli import main
 from jaxalign.errors import DataError
 
@@ -16,7 +17,8 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
-    return ConfigDict({"steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": {"train": [{"path": "a", "shape": "text"}]}})
+    data = {"train": [{"path": "a", "shape": "text"}]}
+    return ConfigDict({"steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
 """
 
 
@@ -178,7 +180,13 @@ def sample(fake, tmp_path, capsys, monkeypatch):
 
 def test_sample_one_prompt_with_every_flag(sample):
     out, seen = sample(
-        "--prompt=hi", "--system=be brief", "--temperature=0", "--top-k=5", "--top_p=0.9", "--max-new-tokens=7", "--seed=3"
+        "--prompt=hi",
+        "--system=be brief",
+        "--temperature=0",
+        "--top-k=5",
+        "--top_p=0.9",
+        "--max-new-tokens=7",
+        "--seed=3",
     )
     assert out == "2:hi!\n"
     assert seen == [
@@ -202,7 +210,10 @@ def test_sample_a_file_of_prompts_in_batches(sample, tmp_path):
     assert [len(batch) for batch, _ in seen] == [2, 1] and seen[0][1]["seed"] != seen[1][1]["seed"]
     plain = tmp_path / "prompts.txt"
     plain.write_text("first\nsecond\n")
-    assert [json.loads(line)["prompt"] for line in sample(f"--prompts_file={plain}")[0].splitlines()] == ["first", "second"]
+    assert [json.loads(line)["prompt"] for line in sample(f"--prompts_file={plain}")[0].splitlines()] == [
+        "first",
+        "second",
+    ]
 
 
 @pytest.mark.parametrize("line", ['{"prompt": 3}', '{"promt": "x"}', '{"prompt": "x"', "[]", '{"messages": []}'])

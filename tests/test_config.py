@@ -4,9 +4,10 @@ import math
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict, config_dict
+
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError, JaxalignError
-from ml_collections import ConfigDict, config_dict
 
 SOURCE = """
 from ml_collections import ConfigDict
@@ -167,7 +168,8 @@ def test_check_refuses(config, message):
 def test_json_is_lossless():
     config = ConfigDict(
         {
-            "b": 1, "a": 0.1 + 0.2, "none": None, "typed": config_dict.placeholder(int), "flag": False, "text": "é\n\"",
+            "b": 1, "a": 0.1 + 0.2, "none": None, "typed": config_dict.placeholder(int), "flag": False,
+            "text": "é\n\"",
             "tuple": (1, (2.5, "x"), []), "list": [{"path": "a", "w": (1,)}, [None]], "inner": {"deep": {"x": ()}},
             "mixed": [ConfigDict({"p": 1})], "inf": math.inf, "empty": {},
         }

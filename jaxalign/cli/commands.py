@@ -55,7 +55,7 @@ def report(values, _, __):
 
 def need_checkpoint(path):
     if not os.path.isdir(path):
-        raise CheckpointError(f"--checkpoint={path}: no such folder; give the one that a stage wrote, its run's workdir")
+        raise CheckpointError(f"--checkpoint={path}: no such folder; give the workdir of a stage's run")
 
 
 def _print_table(result):

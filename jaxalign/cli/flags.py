@@ -73,7 +73,9 @@ def parse(command: Command, argv: Sequence[str]):
         if flag.required and values[flag.name].value in (None, []):
             raise ConfigError(f"jaxalign {command.name} needs --{flag.name}: {flag.help}; e.g. {command.examples[0]}")
     if rest and not command.positional:
-        raise ConfigError(f"jaxalign {command.name} takes flags only, got {rest[0]!r}; see jaxalign {command.name} --help")
+        raise ConfigError(
+            f"jaxalign {command.name} takes flags only, got {rest[0]!r}; see jaxalign {command.name} --help"
+        )
     return values, config, rest
 
 

@@ -1,7 +1,7 @@
 """Where a run's figures go: `metrics.jsonl`, TensorBoard event files, and a line for the person who watches.
 
-    with MetricsWriter(workdir, name="sft", total_steps=1000, resume_step=start) as metrics:
-        metrics.write(step, {"loss": loss, "truncated": share}, tokens=batch_tokens)
+with MetricsWriter(workdir, name="sft", total_steps=1000, resume_step=start) as metrics:
+    metrics.write(step, {"loss": loss, "truncated": share}, tokens=batch_tokens)
 """
 
 import json
@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Mapping
 
-from jaxalign.errors import DataError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.text import Text
+
+from jaxalign.errors import DataError
 
 TRUNCATED_WARNING = 0.9  # from this share of cut rows on, a run hardly learns from whole answers
 

@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
+
 from jaxalign.errors import DataError
 from jaxalign.train.metrics import MetricsWriter
-from rich.console import Console
 
 
 def plain():
@@ -89,7 +90,9 @@ def test_piped_lines_are_plain_whole_and_few(tmp_path):
     write_steps(tmp_path, range(1, 11), console=console)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 2 and "\x1b" not in console.file.getvalue()
-    assert lines[0].startswith("sft  1/10  loss 1  ") and "tokens/s" in lines[0] and lines[0].endswith("truncated 25.0%")
+    assert (
+        lines[0].startswith("sft  1/10  loss 1  ") and "tokens/s" in lines[0] and lines[0].endswith("truncated 25.0%")
+    )
     assert "ETA" in lines[0] and lines[1].startswith("sft  10/10  loss 0.1  ") and "ETA" not in lines[1]
 
 

@@ -1,0 +1,68 @@
+"""Which of a stage's figures are drawn, together with what, and in what unit."""
+
+import json
+import pathlib
+
+from jaxalign.errors import DataError
+from jaxalign.report.plots import Series
+
+# Before these names' slash stands the data they were measured on, so `loss` and `dev/loss` share a chart.
+SPLITS = ("train", "dev", "eval", "valid", "heldout")
+NO_FIGURES = ("step", "time", "tokens")
+FIRST = ("loss", "reward", "gold", "accuracy", "exact_match", "kl", "entropy", "value", "truncated")
+LAST = ("tokens_per_second", "learning_rate", "grad_norm")
+UNITS = {
+    "loss": "nats / token", "kl": "nats", "entropy": "nats", "tokens_per_second": "tokens / s",
+    "truncated": "share of rows", "accuracy": "share", "exact_match": "share", "length": "tokens",
+    "bits_per_byte": "bits / byte", "margin": "reward", "perplexity": "e^nats",
+}  # fmt: skip
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The lines of one `metrics.jsonl`; a torn last line is left out. Raises DataError for a broken one before it."""
+    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for line_number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError):
+            if line_number == len(lines):
+                break
+            raise DataError(path, line_number, 'a JSON object with "step"', line[:40]) from None
+        rows.append(row)
+    return rows
+
+
+def charts(rows: list[dict]) -> tuple[dict[str, list[Series]], dict[str, float]]:
+    """({name: lines that share a chart}, most telling first, {name: value} of what never changed) of one stage."""
+    lines: dict[str, dict[str, list]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key in NO_FIGURES or isinstance(value, (str, bool, list, dict)):
+                continue
+            split, _, rest = key.partition("/")
+            name, label = (rest, split) if rest and split in SPLITS else (key, "train")
+            lines.setdefault(name, {}).setdefault(label, []).append((row["step"], value))
+    drawn, constant = {}, {}
+    for name in sorted(lines, key=_rank):
+        seen = {value for line in lines[name].values() for _, value in line if value is not None}
+        if len(seen) > 1:
+            drawn[name] = [Series(label, *map(list, zip(*line, strict=True))) for label, line in lines[name].items()]
+        elif seen:
+            constant[name] = seen.pop()
+    return drawn, constant
+
+
+def unit(name: str, stage: str) -> str:
+    """What a figure counts, for the axis; nothing where the name says it, or where nobody knows."""
+    leaf = name.rsplit("/", 1)[-1]
+    if leaf == "loss" and not any(kind in stage for kind in ("pretrain", "sft")):
+        return ""  # only cross-entropy is in nats a token
+    return UNITS.get(leaf, "")
+
+
+def _rank(name):
+    leaf = name.rsplit("/", 1)[-1]
+    if leaf in LAST:
+        return 2, LAST.index(leaf)
+    return (0, FIRST.index(leaf)) if leaf in FIRST else (1, 0)

@@ -1,0 +1,248 @@
+"""Small SVG drawings without scripts: line charts, interval bars, and the graph of which checkpoint came from which.
+
+Colours are CSS classes (`report.css`), so one drawing serves light and dark. All text is escaped here.
+"""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+POINTS = 300  # more would only make the file larger: a chart is 316 units wide
+
+
+class Series(NamedTuple):
+    """One line: `steps` ascending, `values` numbers or None (a gap)."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float | None]
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: str, title: str) -> str:
+    """An SVG chart of one or more lines over steps; the second and further lines are dashed with dots.
+
+    A noisy line of more than 60 points is drawn faint, with its running mean over it.
+    """
+    points = [(x, y) for line in series for x, y in zip(line.steps, line.values, strict=True) if y is not None]
+    if not points:
+        return '<p class="note">no figures to draw</p>'
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 5)
+    y_ticks = ticks(*_margin([y for _, y in points]), 5)
+    x_low, x_high = min(x for x, _ in points), max(max(x for x, _ in points), min(x for x, _ in points) + 1)
+    y_low, y_high, bottom = y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM
+
+    def at(x, y):
+        return (
+            LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM),
+        )
+
+    body = []
+    for y in y_ticks:
+        height = at(x_low, y)[1]
+        body.append(_line("grid", LEFT, height, WIDTH - RIGHT, height))
+        body.append(_label("tick", LEFT - 7, height + 3.5, number(y), "end"))
+    for x in x_ticks:
+        if x_low <= x <= x_high:
+            across = at(x, y_low)[0]
+            body.append(_line("axis", across, bottom, across, bottom + 4))
+            body.append(_label("tick", across, bottom + 16, number(x), "middle"))
+    body.append(_line("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
+    body.append(_label("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
+    body.append(_label("label", LEFT, HEIGHT - 6, y_label, "start"))
+    for index, line in enumerate(series):
+        style = f"line {colour}" + (" second" if index else "")
+        xs, ys = _thinned(line.steps, line.values)
+        if len(xs) > 60 and _noise(ys) > 0.01 * (y_high - y_low):
+            body.append(_path(xs, ys, at, style + " faint"))
+            ys = _running_mean(ys)
+        body.append(_path(xs, ys, at, style))
+        drawn = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+        for x, y in drawn if index or len(xs) <= 25 else drawn[-1:]:
+            body.append(_dot(f"dot {colour}", *at(x, y), 2.5))
+    label = html.escape(title)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
+        + "".join(body) + "</svg>"
+    )  # fmt: skip
+
+
+def interval_bar(
+    value: float,
+    interval: Sequence[float] | None,
+    target: float | None,
+    direction: str | None,
+    baseline: float | None,
+    holds: bool,
+) -> str:
+    """A value with its interval on a line, the target as a tick with its good side shaded, the baseline as a ring.
+
+    Figures within 0 and 1 are drawn on that range, so the bars of a table can be compared; others on their own.
+    """  # fmt: skip
+    marks = [x for x in (value, *(interval or ()), target, baseline) if x is not None]
+    low, high = (0.0, 1.0) if min(marks) >= 0 and max(marks) <= 1 else _margin([*marks, 0.0])
+    width, height, pad = 250, 26, 6
+
+    def at(x):
+        return pad + (x - low) / (high - low) * (width - 2 * pad)
+
+    body = [_line("axis", pad, 13, width - pad, 13)]
+    if target is not None:
+        if direction:
+            start, end = (at(target), at(high)) if direction == "≥" else (at(low), at(target))
+            size = max(end - start, 1.5)
+            body.append(f'<rect class="good" x="{start:.1f}" y="5" width="{size:.1f}" height="16" rx="2"/>')
+        body.append(_line("target", at(target), 2, at(target), 24))
+    if baseline is not None:
+        body.append(_dot("baseline", at(baseline), 13, 3.5))
+    state = "holds" if holds else "fails"
+    text = f"value {number(value)}"
+    if interval:
+        body.append(_line(f"interval {state}", at(interval[0]), 13, at(interval[1]), 13))
+        text += f", 95 % interval {number(interval[0])} to {number(interval[1])}"
+    body.append(_dot(f"value {state}", at(value), 13, 4))
+    text += f", target {direction or ''} {number(target)}" if target is not None else ""
+    title = f"<title>{html.escape(text)}</title>"
+    return f'<svg class="bar" viewBox="0 0 {width} {height}" role="img">{title}{"".join(body)}</svg>'
+
+
+def lineage_graph(parents: Mapping[str, Sequence[str]], colours: Mapping[str, str], notes: Mapping[str, str]) -> str:
+    """Boxes for stages, from left to right, with an arrow from each stage that handed over a checkpoint.
+
+    Args:
+      parents: stage to the stages it came from, in the order they ran; names that are no stage are drawn too.
+      colours: stage to CSS class.
+      notes: stage to a second line of text.
+    """
+    depth: dict[str, int] = {}
+
+    def deep(name, path=()):
+        if name not in depth:
+            # A name met again on its own path would be a loop: a broken lineage is drawn, never followed forever.
+            above = [deep(parent, (*path, name)) for parent in parents.get(name, ()) if parent not in (*path, name)]
+            depth[name] = 1 + max(above, default=-1)
+        return depth[name]
+
+    for name in [*parents, *(p for given in parents.values() for p in given)]:
+        deep(name)
+    # An arrow over more than one column goes in an arch above the boxes between, which needs room.
+    arched = {(parent, name) for name, given in parents.items() for parent in given if depth[name] - depth[parent] > 1}
+    top = 44 if arched else 10
+    rows: dict[int, int] = {}
+    place = {}
+    for name in sorted(depth, key=lambda n: depth[n]):
+        row = rows.get(depth[name], 0)
+        rows[depth[name]] = row + 1
+        place[name] = (10 + depth[name] * 178, top + row * 66)
+    width, height = max(x for x, _ in place.values()) + 146, max(y for _, y in place.values()) + 56
+    body = []
+    for name, given in parents.items():
+        for parent in given:
+            (x0, y0), (x1, y1) = place[parent], place[name]
+            x0, y0, y1 = x0 + 136, y0 + 22, y1 + 22
+            if (parent, name) in arched:
+                bend = f"C{x0 + 16},{y0 - 66} {x1 - 4},{y1 - 66} {x1 + 16},{y1 - 30}"
+                body.append(f'<path class="edge" d="M{x0 - 20},{y0 - 22} {bend}"/>')
+                body.append(
+                    f'<path class="head" d="M{x1 + 10},{y1 - 29} L{x1 + 19},{y1 - 23} L{x1 + 18},{y1 - 33} Z"/>'
+                )
+                continue
+            body.append(f'<path class="edge" d="M{x0},{y0} C{x0 + 24},{y0} {x1 - 28},{y1} {x1 - 7},{y1}"/>')
+            body.append(f'<path class="head" d="M{x1 - 8},{y1 - 4} L{x1 - 1},{y1} L{x1 - 8},{y1 + 4} Z"/>')
+    for name, (x, y) in place.items():
+        body.append(f'<rect class="node {colours.get(name, "")}" x="{x}" y="{y}" width="136" height="44" rx="8"/>')
+        body.append(_label("name", x + 68, y + 19, name, "middle"))
+        body.append(_label("tick", x + 68, y + 34, notes.get(name, ""), "middle"))
+    return (
+        f'<svg class="lineage" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
+        f'aria-label="which checkpoint came from which">{"".join(body)}</svg>'
+    )
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) that cover `low` to `high`, about `count` of them."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    size = 10 ** math.floor(math.log10((high - low) / count))
+    step = next(size * k for k in (1, 2, 5, 10) if (high - low) / (size * k) <= count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value) -> str:
+    """A figure as people write it: 0.953, 12, 3.2k, 1.2e-05."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e12):
+        return f"{value:.2g}"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _line(style, x1, y1, x2, y2):
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _dot(style, x, y, radius):
+    return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+
+
+def _label(style, x, y, text, anchor):
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _margin(values):
+    low, high = min(values), max(values)
+    if low == high:
+        return low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    return low, high
+
+
+def _path(xs, ys, at, style):
+    parts, pen = [], "M"
+    for x, y in zip(xs, ys, strict=True):
+        if y is None:
+            pen = "M"
+            continue
+        across, down = at(x, y)
+        parts.append(f"{pen}{across:.1f},{down:.1f}")
+        pen = "L"
+    return f'<path class="{style}" d="{"".join(parts)}"/>'
+
+
+def _thinned(xs, ys):
+    """At most POINTS points, each the mean of its neighbours."""
+    if len(xs) <= POINTS:
+        return list(xs), list(ys)
+    size = math.ceil(len(xs) / POINTS)
+    means = []
+    for start in range(0, len(xs), size):
+        there = [y for y in ys[start : start + size] if y is not None]
+        means.append(sum(there) / len(there) if there else None)
+    return [xs[min(start + size // 2, len(xs) - 1)] for start in range(0, len(xs), size)], means
+
+
+def _noise(ys):
+    """Mean distance of a point from the middle of its two neighbours: small for any smooth curve, however steep."""
+    triples = [(a, b, c) for a, b, c in zip(ys, ys[1:], ys[2:], strict=False) if None not in (a, b, c)]
+    return sum(abs(b - (a + c) / 2) for a, b, c in triples) / max(len(triples), 1)
+
+
+def _running_mean(ys):
+    widest = max(2, len(ys) // 25)
+    means = []
+    for i, here in enumerate(ys):
+        # Narrower towards both ends, or the steep start of a loss would be drawn too low.
+        reach = max(min(widest, i, len(ys) - 1 - i), 2)
+        near = [y for y in ys[max(0, i - reach) : i + reach + 1] if y is not None]
+        means.append(sum(near) / len(near) if here is not None else None)
+    return means
