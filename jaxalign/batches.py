@@ -1,8 +1,8 @@
 """The names by which functions named in a config ask for what a stage has, and how they get it.
 
-An objective (or any function a config names) draws its positional arguments from `VOCABULARY`; its keyword-only arguments
-are options, given in the config. No adapter, no registration: a name the stage cannot give is an error that lists those
-it can.
+An objective (or any function a config names) draws its positional arguments from `VOCABULARY`; its keyword-only
+arguments are options, given in the config. No adapter, no registration: a name the stage cannot give is an error that
+lists those it can.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VOCABULARY: dict[str, str] = {
     "mean_logp_BT": "log-probability averaged over the vocabulary (for label smoothing), nats; gradient flows",
     "entropy_BT": "entropy of the trained policy's distribution, nats; gradient flows",
     # Other policies' view of the same targets. No gradient.
-    "old_logp_BT": "log-probability under the policy as it was when this batch began, same temperature as logp_BT, nats",
+    "old_logp_BT": "log-probability under the policy that this batch began with, same temperature as logp_BT, nats",
     "ref_logp_BT": "log-probability under the frozen reference policy, nats",
     "sampler_logp_BT": "log-probability of the distribution that drew the token, as the sampler reported it, nats",
     # Reinforcement learning.

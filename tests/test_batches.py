@@ -33,7 +33,7 @@ def test_signature_says_what_is_required():
 @pytest.mark.parametrize(
     "available, options, words",
     [
-        ({"mask_BT"}, {"beta"}, r"loss asks for logp_BT \(log-probability of the target .*cannot give.*can give: mask_BT"),
+        ({"mask_BT"}, {"beta"}, r"loss asks for logp_BT \(log-probability of .*cannot give.*can give: mask_BT"),
         ({"mask_BT", "old_logp_BT"}, {"beta"}, "did you mean 'old_logp_BT'"),
         ({"mask_BT", "logp_BT"}, {"beta", "powr"}, "no option 'powr'; did you mean 'power'; it has: beta, power"),
         ({"mask_BT", "logp_BT"}, set(), "needs the option beta"),

@@ -19,8 +19,8 @@ def gae(reward_BT, value_BT, mask_BT, *, discount, gae_lambda):
         Âₜ = δₜ + γλ · Âₜ₊₁
         returnsₜ = Âₜ + V(sₜ)
 
-    "t + 1" is the row's next position with mask 1; after the last one V and Â are 0, as an episode's end. Positions with
-    mask 0 (prompt, padding, a tool's words between two turns) are stepped over: they neither discount nor carry a
+    "t + 1" is the row's next position with mask 1; after the last one V and Â are 0, as an episode's end. Positions
+    with mask 0 (prompt, padding, a tool's words between two turns) are stepped over: they neither discount nor carry a
     reward, and whatever stands there is ignored.
 
     Args:
@@ -52,10 +52,10 @@ def gae(reward_BT, value_BT, mask_BT, *, discount, gae_lambda):
 
 
 def group_relative(reward_B, *, group_size, scale="std"):
-    """Reward relative to the other responses to the same prompt (GRPO, Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
+    """Reward relative to the prompt's other responses (GRPO, Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
 
         Âᵢ = (rᵢ − mean(r)) / std(r)          scale="std", as printed; std is the population's
-        Âᵢ =  rᵢ − mean(r)                    scale="none" (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783, section 3.2)
+        Âᵢ =  rᵢ − mean(r)                    scale="none" (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783)
 
     A group whose rewards are all equal gets 0, where the printed equation has 0/0.
 
@@ -82,7 +82,7 @@ def group_relative(reward_B, *, group_size, scale="std"):
 
 
 def leave_one_out(reward_B, *, group_size):
-    """Reward relative to the mean of the *other* responses to the prompt (RLOO, Ahmadian et al. 2024, arXiv:2402.14740).
+    """Reward relative to the mean of the prompt's *other* responses (RLOO, Ahmadian et al. 2024, arXiv:2402.14740).
 
         Âᵢ = rᵢ − 1/(k − 1) · Σ_{j≠i} rⱼ
 

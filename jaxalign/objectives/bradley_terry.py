@@ -34,8 +34,8 @@ def bradley_terry(
       centre: coefficient ≥ 0; the likelihood fixes only differences, this fixes the level.
 
     Returns:
-      Terms `preference` and `centre`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻) and
-      `score` (the pair's mean).
+      Terms `preference` and `centre`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻)
+      and `score` (the pair's mean).
     """
     weight_B = jnp.ones_like(chosen_score_B) if weight_B is None else weight_B
     chosen_B, rejected_B = counted(chosen_score_B, weight_B), counted(rejected_score_B, weight_B)
@@ -83,9 +83,9 @@ def plackett_luce(score_BR, ranks_BR, answer_mask_BR) -> Loss:
         ℓ(order) = −Σₖ [ r_{order(k)} − log Σ_{j ≥ k} exp r_{order(j)} ]        the best answer first
         ℓ(ranks) = mean of ℓ(order) over the orders that `ranks` allows
 
-    With ties the loss is the mean of the negative log-likelihoods, not the negative log of the mean likelihood. The former
-    is what breaking ties at random costs on average; it stays convex in the scores, and it draws tied answers together, as
-    "equally good" should. The latter is constant for a tie of two: it would read a tie as "not compared".
+    With ties the loss is the mean of the negative log-likelihoods, not the negative log of the mean likelihood. The
+    former is what breaking ties at random costs on average; it stays convex in the scores, and it draws tied answers
+    together, as "equally good" should. The latter is constant for a tie of two: it would read a tie as "not compared".
 
     The mean is exact. Inside a tie of n answers every subset U of size k is as likely as any other to be what is left
     when n − k have been placed, so the mean over n! orders is a sum over subsets

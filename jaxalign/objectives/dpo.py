@@ -12,8 +12,8 @@ from jaxalign.objectives.reduce import Loss, Term, counted
 def dpo(
     chosen_logp_B, rejected_logp_B, chosen_ref_B, rejected_ref_B, weight_B=None, *, beta, smoothing=0.0
 ) -> Loss:
-    """Negative log-likelihood of preferring y⁺ to y⁻ (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with label smoothing
-    (conservative DPO, Mitchell 2023, ericmitchell.ai/cdpo.pdf).
+    """Negative log-likelihood of preferring y⁺ to y⁻ (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with label
+    smoothing (conservative DPO, Mitchell 2023, ericmitchell.ai/cdpo.pdf).
 
         r(y) = β · [log π(y|x) − log π_ref(y|x)]
         ℓ    = −(1 − ε) · log σ(r⁺ − r⁻) − ε · log σ(r⁻ − r⁺)

@@ -1,7 +1,7 @@
-"""Monte-Carlo estimators of the Kullback–Leibler divergence from samples (Schulman 2020, joschu.net/blog/kl-approx.html).
+"""Estimators of the Kullback–Leibler divergence from samples (Schulman 2020, joschu.net/blog/kl-approx.html).
 
-All estimate KL(π ‖ π_ref) = E_{y∼π}[log π(y) − log π_ref(y)] from tokens drawn from π, one value per token, in nats. With
-u = log π_ref(y) − log π(y), so that Schulman's ratio r = p/q is exp(u):
+All estimate KL(π ‖ π_ref) = E_{y∼π}[log π(y) − log π_ref(y)] from tokens drawn from π, one value per token, in nats.
+With u = log π_ref(y) − log π(y), so that Schulman's ratio r = p/q is exp(u):
 
     k1 = −u               unbiased, large variance, may be negative
     k2 = ½ u²             biased, small variance

@@ -29,11 +29,12 @@ def token_statistics(hidden_BTD, unembed_DV, targets_BT, *, chunk, temperature=1
     that the batch axis keeps its sharding.
 
     Args:
-      hidden_BTD: last hidden states, any float dtype; the product runs in this dtype with float32 accumulation. Trained.
+      hidden_BTD: last hidden states, any float dtype; the product runs in this dtype, sums in float32. Trained.
       unembed_DV: output embedding; pass the float32 master weights, so that chunks add up their gradients in float32.
         Trained.
       targets_BT: token ids in [0, V).
-      chunk: time steps per chunk, ≥ 1; with chunk ≥ T all at once, nothing made twice: fastest, and B·T·V floats.
+      chunk: time steps per chunk, ≥ 1. With chunk ≥ T all at once: nothing is made twice, but two to four times B·T·V
+        floats are held. On CPUs small chunks are faster too, staying in the cache: B · chunk · V of half a million.
       temperature: > 0; the distribution whose log-probabilities are wanted.
       softcap: > 0 or None (Gemma 2, arXiv:2408.00118, section 2).
 

@@ -87,7 +87,7 @@ def policy_loss(logp, old_logp, advantage, *, clip_low, clip_high):
 
 
 def value_loss(value, old_value, returns, *, clip):
-    """Squared error, no better than with the value kept near its old one (as in InstructGPT's and the N+ implementation, Huang et al. 2024,
+    """Squared error, no better than with the value kept near its old one (N+ implementation details, Huang et al. 2024,
     arXiv:2403.17031).
 
         ℓ = ½ · max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²)

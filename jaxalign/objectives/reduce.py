@@ -1,8 +1,8 @@
 """The one place that divides: weighted terms in, a scalar loss out.
 
-Objectives return *unreduced* values with weights. A term's denominator is the sum of its weights over the whole batch: all
-microbatches, devices and hosts. Whoever accumulates gradients computes the denominators first, with `weight_sums`, and
-passes them to every call of `reduce`; each microbatch's gradient is then already its share, and gradients only add.
+Objectives return *unreduced* values with weights. A term's denominator is the sum of its weights over the whole batch:
+all microbatches, devices and hosts. Whoever accumulates gradients computes the denominators first, with `weight_sums`,
+and passes them to every call of `reduce`; each microbatch's gradient is then already its share, and gradients only add.
 """
 
 from __future__ import annotations

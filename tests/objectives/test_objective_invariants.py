@@ -83,7 +83,7 @@ def test_gradient_flows_where_the_vocabulary_says_and_nowhere_else(case):
 
 
 def test_what_does_not_count_changes_nothing(case):
-    """NaN wherever the mask is 0, and more such columns (and answers) at the end: the same loss, metrics and gradient."""
+    """NaN wherever the mask is 0, and more of it at the end: the same loss, metrics and gradient."""
     name, arrays, call, ((loss, (metrics, _)), gradient) = case
     mask_name = next(a for a in arrays if a in COUNTS)
     mask = arrays[mask_name]

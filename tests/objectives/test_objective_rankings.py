@@ -122,11 +122,12 @@ def test_bradley_terry_gradient_signs():
     def loss(chosen, rejected, **options):
         return reduce(bradley_terry(chosen, rejected, jnp.ones(1), **options).terms)[0]
 
-    up, down = jax.grad(loss, (0, 1))(jnp.ones(1), jnp.zeros(1))
+    gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnames=("margin_scale", "centre"))
+    one, zero, high = (np.full(1, x, np.float32) for x in (1.0, 0.0, 3.0))
+    up, down = gradient(one, zero)
     assert up < 0 < down
-    assert jax.grad(loss)(jnp.ones(1), jnp.zeros(1), margin_scale=1.0) < up  # a margin asks for more
-    # Both scores high: the regulariser draws both down.
-    up, down = jax.grad(lambda c, r: loss(c, r, centre=10.0), (0, 1))(3.0 * jnp.ones(1), 3.0 * jnp.ones(1))
+    assert gradient(one, zero, margin_scale=1.0)[0] < up  # a margin asks for more
+    up, down = gradient(high, high, centre=10.0)  # the regulariser draws two high scores down
     assert up > 0 and down > 0
 
 

@@ -21,8 +21,9 @@ def test_weighted_means_with_coefficients():
     np.testing.assert_allclose(loss, a + 0.3 * b, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cuts", [[3], [1, 2], [1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("cuts", [[3], [1, 3]])
 def test_microbatches_with_the_whole_batchs_denominators_add_up(cuts):
+    @jax.jit
     def gradient(value, weight, denominators):
         return jax.value_and_grad(lambda v: reduce({"a": Term(v, weight)}, denominators)[0])(value)
 
@@ -37,7 +38,7 @@ def test_microbatches_with_the_whole_batchs_denominators_add_up(cuts):
 
 def test_nan_under_weight_zero_reaches_neither_loss_nor_gradient():
     value = np.where(WEIGHT > 0, VALUE, np.nan)
-    loss, gradient = jax.value_and_grad(lambda v: reduce({"a": Term(v, WEIGHT)})[0])(value)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda v: reduce({"a": Term(v, WEIGHT)})[0]))(value)
     np.testing.assert_allclose(loss, np.average(VALUE, weights=WEIGHT), rtol=1e-5)
     assert np.all(np.isfinite(gradient)) and np.all(gradient[WEIGHT == 0] == 0)
 

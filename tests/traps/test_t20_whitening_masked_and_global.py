@@ -1,4 +1,4 @@
-"""t20: advantage whitening, or a group's statistics, include padding or other devices' rows wrongly (arXiv:2403.17031)."""
+"""t20: whitening, or a group's statistics, include padding or other devices' rows wrongly (arXiv:2403.17031)."""
 
 import jax
 import jax.numpy as jnp

@@ -11,9 +11,8 @@ from jaxalign.objectives.reduce import reduce
 RNG = np.random.default_rng(24)
 B, T = 3, 6
 MASK = (np.arange(T) < np.array([[6], [2], [3]])).astype(np.float32)
-NAMES = (
-    "logp_BT logz_BT mean_logp_BT old_logp_BT ref_logp_BT advantage_BT value_BT old_value_BT returns_BT entropy_BT".split()
-)
+NAMES = "logp_BT logz_BT mean_logp_BT entropy_BT old_logp_BT ref_logp_BT".split()
+NAMES += "advantage_BT value_BT old_value_BT returns_BT".split()
 ARRAYS = {name: RNG.normal(size=(B, T)).astype(np.float32) for name in NAMES} | {"mask_BT": MASK}
 CASES = [
     ("cross_entropy", {"z_loss": 0.1, "label_smoothing": 0.1}),
