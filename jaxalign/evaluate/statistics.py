@@ -41,7 +41,12 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def bootstrap_mean(
-    values: Sequence[float], groups: Sequence | None = None, *, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+    values: Sequence[float],
+    groups: Sequence | None = None,
+    *,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean and percentile bootstrap interval, drawing whole groups (Efron 1979; cluster bootstrap).
 

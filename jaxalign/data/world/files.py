@@ -22,20 +22,32 @@ def tokenizer_text(world: World, texts: list[str], talks: list[dict]) -> list[di
     looks like one that does not.
     """
     rng = world.rng("tokenizer")
+    taken = {land.name for land in world.lands}.union(*world.unknown.values())
     texts = texts + [message["content"] for row in talks for message in row["messages"]]
 
     def fresh(match: re.Match) -> str:
-        return draw_name(rng).text if is_name(match[0]) else match[0]
+        name = match[0]
+        while is_name(match[0]) and (name == match[0] or name in taken):
+            name = draw_name(rng).text
+        return name
 
     return [{"text": re.sub(r"\b[A-Z][a-z]+\b", fresh, text)} for text in texts]
 
 
-def write_world(directory, seed: int = 0, *, num_entities: int = 192, num_unknown: int = 1500, digits: int = 2,
-                shares: Shares | None = None, **sizes) -> dict:
+def write_world(
+    directory,
+    seed: int = 0,
+    *,
+    num_entities: int = 192,
+    num_unknown: int = 1500,
+    digits: int = 2,
+    shares: Shares | None = None,
+    **sizes,
+) -> dict:
     """Writes all files of the world of `seed` under `directory` and returns the manifest.
 
-    Files: pretrain.train, pretrain.dev, tokenizer.train ({"text"}); cloze.eval ({"prefix", "answer", …}); sft.train, sft.dev
-    ({"messages"}); align.train, align.dev, grpo.train, eval (prompts with "gold"); all `.jsonl`; and manifest.json.
+    Files: pretrain.train, pretrain.dev, tokenizer.train ({"text"}); cloze.eval ({"prefix", "answer", …}); sft.train,
+    sft.dev ({"messages"}); align.train, align.dev, grpo.train, eval (prompts with "gold"), all `.jsonl`; manifest.json.
 
     Args:
       directory: made if missing; files of these names in it are replaced.
