@@ -2,7 +2,7 @@
 
 What a batch holds, B rows of T positions; every target is already the next token of the same document:
 
-    tokens     tokens_BT, targets_BT, mask_BT, positions_BT (from 0 in each document), segment_ids_BT (from 1; 0 padding)
+    tokens     tokens_BT, targets_BT, mask_BT, positions_BT (from 0 a document), segment_ids_BT (from 1; 0 padding)
     rankings   the same with R answers a row (tokens_BRT …), ranks_BR (0 best, equal = tie), answer_mask_BR
     pairs      the same with R = 2, the chosen answer first, and margin_B
     prompts    tokens_BP padded on the left and ending with the assistant's header, length_B, and "rows": a list of

@@ -187,15 +187,21 @@ class Tokenizer:
 
 
 def _missing_specials(processor):
-    return [p for p in (PAD, BOS, EOS, *CHAT_TOKENS) if processor.piece_to_id(p) == processor.unk_id()]
+    """The special tokens that are not there, or are there as pieces that text can spell."""
+    ids = {piece: processor.piece_to_id(piece) for piece in (PAD, BOS, EOS, *CHAT_TOKENS)}
+    return [piece for piece, i in ids.items() if not processor.is_control(i)]
 
 
 def _with_specials(model, pieces):
-    """The model with `pieces` as control symbols at its end, so that a published one can chat and pad."""
+    """The model with `pieces` as control symbols, new ones at its end, so that a published one can chat and pad."""
     # Imported here: protobuf is only needed for a foreign model.
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    control, present = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL, {p.piece: p for p in proto.pieces}
     for piece in pieces:
-        proto.pieces.add(piece=piece, score=0.0, type=sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL)
+        if piece in present:
+            present[piece].type = control
+        else:
+            proto.pieces.add(piece=piece, score=0.0, type=control)
     return proto.SerializeToString(deterministic=True)

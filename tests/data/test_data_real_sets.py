@@ -5,12 +5,11 @@ import time
 
 import pytest
 
-from jaxalign.data.intake import Intake, check_sources, read_rows
+from jaxalign.data.chat import render
+from jaxalign.data.intake import Intake, check_sources, read_rows, texts_of
 from jaxalign.data.pipeline import batches
 from jaxalign.data.rows import pairs_of
 from jaxalign.data.tokenizer import Tokenizer, train_tokenizer
-from jaxalign.data.chat import render
-from jaxalign.data.intake import texts_of
 
 SETS = {  # path → (shape, rows, bad rows)
     "pretrain/books.train.jsonl.gz": ("text", 14, 0),
@@ -73,7 +72,8 @@ def test_a_real_set_is_read_whole(shared_data, tokenizer, name):
 def test_real_rankings_hold_what_people_judged(shared_data):
     trees = list(read_rows({"path": shared_data / "preference" / "oasst_trees.jsonl", "shape": "oasst_trees"}))
     sizes = collections.Counter(len(row.answers) for row in trees)
-    assert min(sizes) == 2 and max(sizes) == 9 and all(sorted(row.ranks) == list(range(len(row.ranks))) for row in trees)
+    assert min(sizes) == 2 and max(sizes) == 9
+    assert all(sorted(row.ranks) == list(range(len(row.ranks))) for row in trees)
     judged = list(read_rows({"path": shared_data / "preference" / "finegrained_qa_feedback.json",
                              "shape": "finegrained_qa"}))
     assert sum(len(pairs_of(row)) for row in judged) == 1293 + 811  # all labels that are not ties

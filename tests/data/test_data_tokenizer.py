@@ -17,8 +17,9 @@ def tokenizer(request):
     return train_tokenizer(TEXTS, vocab_size=320, model_type=request.param)
 
 
-HARD = ["", " ", "   ", " a", "a ", "  a  b", "\n", "\n\n x\n", "\t", "a\r\nb", "\u2581", "a\u2581\u2581 b\u2581", "Ü 😀\x00",
-        "\u00a0x\u3000y\u2028z", "ﬁ é e\u0301", "\ufdd0\u2581\ufdd0", "<s></s><unk><pad><0x41>", "".join(CHAT_TOKENS)]
+HARD = ["", " ", "   ", " a", "a ", "  a  b", "\n", "\n\n x\n", "\t", "a\r\nb", "\u2581", "a\u2581\u2581 b\u2581",
+        "Ü 😀\x00", "\u00a0x\u3000y\u2028z", "ﬁ é e\u0301", "\ufdd0\u2581\ufdd0", "<s></s><unk><pad><0x41>",
+        "".join(CHAT_TOKENS)]
 
 
 @pytest.mark.parametrize("text", HARD)

@@ -1,4 +1,4 @@
-"""Writes the golden rendering anew: `python tests/golden/make_chat_rendering.py`. Read the difference before committing."""
+"""Writes the golden rendering anew: `python tests/golden/make_chat_rendering.py`; read the difference before use."""
 
 import json
 import pathlib
@@ -7,8 +7,9 @@ from jaxalign.data.chat import render
 from jaxalign.data.tokenizer import Tokenizer, train_tokenizer
 
 HERE = pathlib.Path(__file__).parent
-WORDS = ["The capital of France is Paris.", "What is 12 plus 7? It is 19.", "Hello, how are you today?", "I do not know.",
-         "A function call and its observation.", "Once upon a time there was a fox who lived by the river."]
+WORDS = ["The capital of France is Paris.", "What is 12 plus 7? It is 19.", "Hello, how are you today?",
+         "I do not know.", "A function call and its observation.",
+         "Once upon a time there was a fox who lived by the river."]
 MESSAGES = [
     {"role": "system", "content": "Be kind.\nTools: add"},
     {"role": "user", "content": "What is 12 plus 7?"},

@@ -1,4 +1,4 @@
-"""t04: the assistant mask is silently all ones or all zeros, or guessed from ids (padding may equal the end-of-turn)."""
+"""t04: the assistant mask is silently all ones or all zeros, or guessed from ids (padding may equal end-of-turn)."""
 
 import pathlib
 
@@ -59,7 +59,8 @@ class AllOnes(Template):
 
 @pytest.mark.parametrize("messages, template, got", [
     ([{"role": "user", "content": "fox"}], Template(), "zeros only"),
-    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}], Template(), "zeros only"),
+    ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False}], Template(),
+     "zeros only"),
     (TALKS[0]["messages"], AllOnes(), "ones only"),
 ])
 def test_t04_a_row_with_no_target_or_nothing_but_targets_is_refused(messages, template, got):

@@ -20,7 +20,8 @@ WITHOUT = {
     "nothing trained": {"messages": [{"role": "user", "content": "a"},
                                      {"role": "assistant", "content": "b", "train": False}]},
     "an empty answer": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
-    "all of it cut off": {"messages": [{"role": "user", "content": "fox " * 40}, {"role": "assistant", "content": "b"}]},
+    "all of it cut off": {"messages": [{"role": "user", "content": "fox " * 40},
+                                       {"role": "assistant", "content": "b"}]},
 }
 
 

@@ -1,4 +1,4 @@
-"""t08, the data's side: in a packed row each document has its own segment and positions, and no target crosses a border."""
+"""t08, the data's side: in a packed row each document has its own segment and positions; no target crosses a border."""
 
 import pathlib
 

@@ -14,7 +14,8 @@ BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
 SPELLED = "<s>fox</s>"  # a text that already spells the special tokens
 KINDS = {
     "text": ("tokens", {"text": SPELLED}),
-    "messages": ("tokens", {"messages": [{"role": "user", "content": SPELLED}, {"role": "assistant", "content": SPELLED},
+    "messages": ("tokens", {"messages": [{"role": "user", "content": SPELLED},
+                                         {"role": "assistant", "content": SPELLED},
                                          {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
     "pairs": ("pairs", {"prompt": SPELLED, "chosen": SPELLED, "rejected": "river"}),
     "rankings": ("rankings", {"prompt": SPELLED, "answers": [SPELLED, "river"], "ranks": [0, 1]}),

@@ -1,13 +1,15 @@
 """t17, the data's side: a multi-turn template renders the same prefix differently later; text yields chat-token ids."""
 
+import io
 import pathlib
 import random
 
 import pytest
+import sentencepiece as spm
 
 from jaxalign.data.chat import ROLES, Template, check_prefix_stable, render
 from jaxalign.data.pipeline import batches
-from jaxalign.data.tokenizer import CHAT_TOKENS, Tokenizer
+from jaxalign.data.tokenizer import CHAT_TOKENS, Tokenizer, train_tokenizer
 from jaxalign.errors import ConfigError
 
 TOKENIZER = Tokenizer.load(pathlib.Path(__file__).parents[1] / "golden" / "chat_tokenizer.model")
@@ -23,13 +25,31 @@ def some_talk(draw):
     return [{"role": draw.choice(list(ROLES)), "content": some_text(draw) + "."} for _ in range(draw.randint(1, 7))]
 
 
-def test_t17_text_never_yields_a_special_id():
-    draw = random.Random(0)
-    for _ in range(1500):
+def trained(kind):
+    return train_tokenizer(["".join(PARTS) + f" fox {i}" for i in range(50)], vocab_size=340, model_type=kind)
+
+
+def published(**options):
+    """A model as others publish it: trained without our chat tokens, which it gets when it is loaded."""
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(["a fox by the river in Paris"] * 50), model_writer=model,
+                                   vocab_size=300, byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+                                   normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, **options)
+    return Tokenizer(model.getvalue())
+
+
+@pytest.mark.parametrize("make", [lambda: TOKENIZER, lambda: trained("unigram"), lambda: trained("bpe"), published,
+                                  lambda: published(user_defined_symbols=["<|user|>", "<|end|>", "<pad>"])],
+                         ids=["golden", "unigram", "bpe", "published", "spellable"])
+def test_t17_text_never_yields_a_special_id(make):
+    draw, tokenizer = random.Random(0), make()
+    assert {*tokenizer.chat_ids.values(), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} <= tokenizer.special_ids
+    for _ in range(1000):
         text = some_text(draw)
-        ids = TOKENIZER.encode(text)
-        assert not TOKENIZER.special_ids & set(ids)
-        assert TOKENIZER.decode(ids) == text
+        ids = tokenizer.encode(text)
+        assert not tokenizer.special_ids & set(ids)
+        assert not {tokenizer.chat_ids[c] for c in CHAT_TOKENS} & set(ids)
+        assert tokenizer.decode(ids) == text
 
 
 def test_t17_a_prefix_is_rendered_the_same_whatever_follows():
