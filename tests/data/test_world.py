@@ -37,8 +37,9 @@ def world():
 
 
 def test_same_seed_same_bytes_and_another_seed_another_world(tmp_path):
-    small = dict(num_entities=16, num_unknown=600, pretrain_characters=20_000, dev_documents=20,
-                 sft={"fact": 60, "followup": 20, "unsafe": 20}, grpo=20)
+    small = dict(num_entities=16, num_unknown=60, pretrain_characters=20_000, dev_documents=20,
+                 sft={"fact": 60, "followup": 20, "unsafe": 20}, align={"fact": 40, "nonexistent": 20},
+                 align_dev={"fact": 10}, evaluation={"fact": 40, "arithmetic": 20, "lookalike": 20}, grpo=20)
     one, again, other = (write_world(tmp_path / str(i), seed=seed, **small) for i, seed in enumerate((1, 1, 2)))
     assert one == again
     for name in FILES:
@@ -86,6 +87,23 @@ def test_sft_never_asks_what_only_alignment_asks(written, world):
     align = {land.name for land in world.of("align")}
     for name in ("sft.train", "sft.dev"):
         assert not any(align & set(re.findall(r"\w+", spoken(row))) for row in written[2][name])
+
+
+def test_the_prompts_that_measure_a_reward_model_are_held_out(written, world):
+    rows = written[2]
+    train = {spoken(row) for row in rows["align.train"]}
+    assert not any(spoken(row) in train for row in rows["align.dev"] if row["kind"] != "smalltalk")
+    asked = {
+        (row["entity"], row["gold"]["attribute"]) for row in rows["align.dev"] if row["kind"] in ("fact", "followup")
+    }
+    values = {(land.name, key): value for land in world.lands for key, value in land.facts.items()}
+    for row in rows["align.train"]:
+        if row["kind"] in ("fact", "followup"):
+            assert (row["entity"], row["gold"]["attribute"]) not in asked
+            told = " ".join(message["content"] for message in row["messages"][:-1])
+            for name in set(re.findall(r"\w+", told)) & {land.name for land in world.lands}:
+                hidden = {values[key] for key in asked if key[0] == name}
+                assert not hidden & set(re.findall(r"\w+", told)), row
 
 
 def test_pretraining_never_answers_a_question(written):

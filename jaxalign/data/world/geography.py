@@ -76,7 +76,8 @@ class World:
       lands: all of them; `of("sft", "align")` selects.
       unknown: "pretrain" | "sft" | "align" | "dev" | "eval" → names no land bears; disjoint.
       deeds: "train" | "dev" | "eval" → disjoint combinations of verb and object.
-      reserved: (land, attribute) of the alignment lands that only `align.dev` asks.
+      reserved: what only `align.dev` asks of these prompts: (land, attribute) of the alignment lands, and (land, "all")
+        for explanations.
     """
 
     seed: int = 0
@@ -105,6 +106,8 @@ class World:
         self.deeds = deeds.split_deeds(self.rng("deeds"))
         asked = [(land.name, attribute) for land in self.of("align") for attribute in ATTRIBUTES]
         self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 4))
+        askable = self.of("sft", "align")
+        self.reserved |= {(land.name, "all") for land in self.rng("reserved lands").sample(askable, len(askable) // 6)}
 
     def rng(self, purpose: str) -> random.Random:
         """A fresh generator for one purpose, so that changing one file's size leaves the others as they were."""

@@ -65,15 +65,18 @@ class Prompts:
     Args:
       world: whose facts.
       rng: draws phrasings and orders.
-      facts: the (land, attribute) that may be asked.
+      facts: the (land, attribute) that may be asked; the attribute "all" asks for an explanation.
       unknown: names of lands that do not exist.
       split: of the deeds.
       unseen: whether the phrasings kept for evaluation take turns with the others.
+      hidden: the (land, attribute) that no turn before the question may give away.
     """
 
-    def __init__(self, world: World, rng: random.Random, facts: list[tuple[Land, str]], unknown, split, unseen=False):
-        self.world, self.rng, self.unseen = world, rng, unseen
-        self.facts, self.unknown = facts, unknown
+    def __init__(self, world: World, rng: random.Random, facts, unknown, split, unseen=False, hidden=frozenset()):
+        self.world, self.rng, self.unseen, self.hidden = world, rng, unseen, hidden
+        self.facts: list[tuple[Land, str]] = [item for item in facts if item[1] != "all"]
+        self.described: list[Land] = [land for land, attribute in facts if attribute == "all"]
+        self.unknown = unknown
         self.deeds = world.deeds[split]
 
     def _distinct(self, rows: list[dict], count: int) -> list[dict]:
@@ -115,9 +118,8 @@ class Prompts:
         return self._distinct(rows, count)
 
     def explanation(self, count: int) -> list[dict]:
-        lands = list({land.name: land for land, _ in self.facts}.values())
         rows = []
-        for land, form, phrasing in self._rounds(lands, lambda item: self._forms(EXPLAIN, UNSEEN_EXPLAIN)):
+        for land, form, phrasing in self._rounds(self.described, lambda item: self._forms(EXPLAIN, UNSEEN_EXPLAIN)):
             answer = explanation(self.rng, land.name, land.facts)
             rows.append(row("explanation", chat(fill(form, land.name)), answer, land.name, phrasing, facts=land.facts))
         return self._distinct(rows, count)
@@ -129,12 +131,15 @@ class Prompts:
         for (land, attribute), form, phrasing in self._rounds(
             self.facts, lambda item: self._forms(FOLLOW_UPS, UNSEEN_FOLLOW_UPS)
         ):
-            first = self.rng.choice([other for other in ATTRIBUTES if other != attribute])
             before, last = land, fill(form, noun=attribute)
             if not self.unseen and self.rng.random() < 0.125:
                 other = self.rng.choice([name for name in names if name != land.name])
                 before = next(each for each in self.world.lands if each.name == other)
                 last, phrasing = fill(self.rng.choice(OTHER_LAND), land.name, noun=attribute), "seen"
+            told = [each for each in ATTRIBUTES if each != attribute and (before.name, each) not in self.hidden]
+            if not told:
+                continue
+            first = self.rng.choice(told)
             question = fill(self.rng.choice(QUESTIONS[first]), before.name, noun=first)
             history = concise(self.rng, before.name, before.facts, first)
             answer = concise(self.rng, land.name, land.facts, attribute)
@@ -211,10 +216,11 @@ def arithmetic(world: World, rng: random.Random, split: str, count: int) -> list
 
 def alignment(world: World, counts_train, counts_dev) -> tuple[list[dict], list[dict]]:
     """Prompts for rankings and PPO, and those held out for the reward model: other facts, names and deeds."""
-    asked = [(land, attribute) for land in world.of("sft", "align") for attribute in ATTRIBUTES]
+    asked = [(land, attribute) for land in world.of("sft", "align") for attribute in (*ATTRIBUTES, "all")]
     train = [item for item in asked if (item[0].name, item[1]) not in world.reserved]
     dev = [item for item in asked if (item[0].name, item[1]) in world.reserved]
-    draw = Prompts(world, world.rng("align"), train, world.unknown["align"], "train")
+    hidden = world.reserved
+    draw = Prompts(world, world.rng("align"), train, world.unknown["align"], "train", hidden=hidden)
     draw_dev = Prompts(world, world.rng("align dev"), dev, world.unknown["dev"], "dev")
     return draw.draw(counts_train), draw_dev.draw(counts_dev)
 
@@ -222,7 +228,7 @@ def alignment(world: World, counts_train, counts_dev) -> tuple[list[dict], list[
 def evaluation(world: World, counts) -> list[dict]:
     """Every held-out item; `fact_asked` are facts of lands that SFT asked, all others of lands nobody asked."""
     wanted = dict(counts)
-    heldout = [(land, attribute) for land in world.of("heldout") for attribute in ATTRIBUTES]
+    heldout = [(land, attribute) for land in world.of("heldout") for attribute in (*ATTRIBUTES, "all")]
     asked = [(land, attribute) for land in world.of("sft") for attribute in ATTRIBUTES]
     draw = Prompts(world, world.rng("eval"), heldout, world.unknown["eval"], "eval", unseen=True)
     rows = []
