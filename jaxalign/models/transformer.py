@@ -93,10 +93,10 @@ class Transformer(nnx.Module):
 
     @property
     def unembedding_DV(self):
-        """The matrix from hidden states to logits, in the compute type."""
+        """The matrix from hidden states to logits, float32 as it is trained."""
         if self.config.tied_embeddings:
-            return self.embed[...].T.astype(self.config.jnp_dtype)
-        return self.unembed.kernel[...].astype(self.config.jnp_dtype)
+            return self.embed[...].T
+        return self.unembed.kernel[...]
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         """Hidden states (B, T, D), causal within each segment.
@@ -166,5 +166,5 @@ class Transformer(nnx.Module):
 
 
 def logits_of(hidden, unembedding_DV):
-    """float32 logits of hidden states (…, D)."""
-    return jnp.einsum("...d,dv->...v", hidden, unembedding_DV, preferred_element_type=jnp.float32)
+    """float32 logits of hidden states (…, D), the product in the hidden states' type."""
+    return jnp.einsum("...d,dv->...v", hidden, unembedding_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,54 @@
+"""The settings that stages share. Every key a config may set exists here, or in its stage, with its type."""
+
+from ml_collections import ConfigDict
+
+MODEL = dict(width=128, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, rope_theta=10_000.0,
+             norm_eps=1e-6, tied_embeddings=True, dtype="float32", remat="none", unroll=1)
+
+OPTIMIZER = dict(name="adamw", peak_lr=1e-3, schedule="cosine", warmup_steps=0, end_fraction=0.1, b1=0.9, b2=0.95,
+                 eps=1e-8, weight_decay=0.0, clip_norm=1.0, muon_adam_fraction=0.3)
+
+
+def base_config(stage, **changes) -> ConfigDict:
+    """The settings of every stage; `changes` are added or override."""
+    config = ConfigDict(dict(
+        stage=stage,
+        seed=0,
+        init_from="",  # a stage's workdir or a checkpoint; "" starts from random weights
+        tokenizer="",  # a SentencePiece model; "" takes the one in init_from
+        allow_other_tokenizer=False,
+        steps=100,
+        batch_size=32,
+        length=128,
+        microbatches=1,
+        logits_chunk=0,  # positions whose logits exist at once; 0: all
+        log_every=10,
+        eval_every=0,  # 0: only before and after
+        eval_batches=8,
+        checkpoint_every=0,  # 0: only at the end
+        keep=1,
+        model=MODEL,
+        optimizer=OPTIMIZER,
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        data=dict(train=[], dev=[], packing="best_fit", shuffle=True, truncate="right", on_bad_row="error"),
+        objective=dict(name=""),
+        preview=True,
+    ))
+    config.update(ConfigDict(changes))
+    return config.lock()
+
+
+def rl_settings(**changes):
+    """The settings that stages with a rollout share."""
+    return dict(dict(
+        prompts_per_rollout=64,
+        samples_per_prompt=1,
+        epochs=1,  # passes over each rollout
+        minibatches=1,
+        prompt_length=64,
+        max_new_tokens=48,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        kl_coefficient=0.05,
+    ), **changes)

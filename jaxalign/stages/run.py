@@ -1,0 +1,31 @@
+"""Running one stage from its config: the validated start, the loop, the summary."""
+
+import json
+import pathlib
+import time
+
+from jaxalign import config as configs
+from jaxalign.errors import ConfigError
+from jaxalign.sharding import make_mesh
+from jaxalign.train.loop import fit
+
+
+def train_stage(stage_class, config, workdir):
+    """Trains a stage, or goes on where it stopped; returns its summary and writes it to `workdir/done.json`."""
+    workdir = pathlib.Path(workdir)
+    started = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(configs.to_json(config))
+    mesh = make_mesh(**config.mesh)
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * config.microbatches
+    if config.batch_size % split:
+        raise ConfigError(f"batch_size={config.batch_size} must divide by data × fsdp × microbatches = {split}; "
+                          f"use {-(-config.batch_size // split) * split}")
+    stage = stage_class(config, workdir, mesh)
+    result = fit(stage, workdir, config, mesh)
+    lineage = stage.meta()["lineage"]
+    summary = {"name": workdir.name, "stage": stage.name, "seconds": time.monotonic() - started,
+               "steps": result.steps, "tokens": result.tokens, "before": result.before, "after": result.after,
+               "checkpoint": str(workdir), "lineage": lineage}
+    (workdir / "done.json").write_text(json.dumps(summary, indent=1))
+    return summary

@@ -1,0 +1,204 @@
+"""What every stage of the pipeline shares: its model, tokenizer, data and lineage."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from jaxalign import config as configs
+from jaxalign.batches import bind, check, resolve
+from jaxalign.data.pipeline import batches
+from jaxalign.data.preview import preview_row
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.models.transformer import ModelConfig, Transformer
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.objectives.logprobs import token_statistics
+from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
+from jaxalign.sharding import batch_sharding, shardings
+from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
+
+RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
+
+
+class Stage:
+    """One stage. A subclass says what its batches hold (`kind`), what it can give an objective (`available`), what
+    is trained (`init`, `start`), and its default settings."""
+
+    name = ""
+    kind = "tokens"
+    policy = "policy"  # the part of a checkpoint that later stages start from
+
+    def __init__(self, config, workdir, mesh):
+        self.config, self.workdir, self.mesh = config, pathlib.Path(workdir), mesh
+        self.warn = print
+        self.parent = read_meta(config.init_from) if config.init_from else None
+        self.tokenizer = self._tokenizer()
+        self.model_config = self._model_config()
+        self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
+        self.frozen = {}
+        self.objective = resolve(config.objective.name, OBJECTIVES)
+        self.options = {k: v for k, v in config.objective.items() if k != "name"}
+        self._evaluate_step = jax.jit(self._evaluation)
+        self.train_data = self._data(config.data.train, repeat=True)
+        check(self.objective, self.names(), self.options)
+        self.dev_data = [dict(source) for source in config.data.dev]
+        if config.preview and self.kind == "tokens":
+            self._preview()
+
+    # -- what is trained ------------------------------------------------------------------------------------------
+
+    def init(self, key):
+        """Random parameters: `{"policy": nnx.State}`."""
+        return {"policy": random_state(Transformer, self.model_config, key)}
+
+    def start(self, trainable):
+        """Parameters handed over by `init_from`; the random ones where there is none."""
+        if self.parent is None:
+            return trainable
+        return {"policy": self.load(self.config.init_from, self.abstract)}
+
+    def load(self, path, like, part=None):
+        """A part of a checkpoint (default: its policy), where this mesh wants it."""
+        folder, meta = read_meta(path)
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like,
+                              shardings(like, self.mesh))
+        return load_params(folder, part or meta["policy"], placed)
+
+    # -- batches --------------------------------------------------------------------------------------------------
+
+    def next_batches(self, state):
+        """([one batch], figures to log beside the loss)."""
+        return [arrays(next(self.train_data))], {}
+
+    def data_state(self):
+        return self.train_data.get_state()
+
+    def set_data_state(self, state):
+        self.train_data.set_state(state)
+
+    def _data(self, sources, *, repeat, name="bad_rows.jsonl"):
+        c = self.config
+        if not sources:
+            raise ConfigError(f"{self.name}: config.data.{'train' if repeat else 'dev'} is empty; give at least one "
+                              'source such as dict(path="data.jsonl", shape="messages")')
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        iterator = batches(
+            [dict(source) for source in sources], self.tokenizer, kind=self.kind, batch_size=c.batch_size,
+            length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
+            truncate=c.data.truncate, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
+            process_index=jax.process_index(), process_count=jax.process_count())
+        return iterator
+
+    # -- loss -----------------------------------------------------------------------------------------------------
+
+    def available(self, trainable, frozen, batch):
+        """name → value or maker of it, for the objective. Names are those of `batches.VOCABULARY`."""
+        statistics = functools.cache(lambda: self.statistics(trainable["policy"], batch))
+        made = {name: (lambda name=name: getattr(statistics(), name)) for name in STATISTICS}
+        return dict(batch) | made
+
+    def names(self):
+        """The names `available` can give, without computing any."""
+        return set(BATCH_NAMES) | set(STATISTICS)
+
+    def statistics(self, policy, batch, temperature=1.0):
+        """Log-probability, entropy and normaliser of the targets under a policy's parameters."""
+        model = nnx.merge(self.graphdef, policy)
+        hidden_BTD = model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
+        chunk = self.config.logits_chunk or hidden_BTD.shape[1]
+        return token_statistics(hidden_BTD, model.unembedding_DV, batch["targets_BT"], chunk=chunk,
+                                temperature=temperature)
+
+    def loss_fn(self, trainable, frozen, batch, key):
+        return as_loss(bind(self.objective, self.available(trainable, frozen, batch), self.options))
+
+    # -- dev figures ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, state):
+        """The objective's terms and metrics over the dev data, each divided once over all of it."""
+        if not self.dev_data:
+            return {}
+        totals = None
+        for n, batch in enumerate(self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")):
+            if n >= self.config.eval_batches > 0:
+                break
+            sums = self._evaluate_step(state.trainable, self.frozen,
+                                       jax.device_put(arrays(batch), batch_sharding(self.mesh)))
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
+
+    def _evaluation(self, trainable, frozen, batch):
+        loss = self.loss_fn(trainable, frozen, batch, jax.random.key(0))
+        terms = loss.terms | loss.metrics
+        ones = {name: jnp.ones(()) for name in terms}
+        sums, weights = reduce(terms, ones)[1], weight_sums(terms)
+        return {name: (sums[name], weights[name]) for name in terms}
+
+    # -- handing over ---------------------------------------------------------------------------------------------
+
+    def meta(self):
+        """What a checkpoint says of itself."""
+        lineage = list(self.parent[1]["lineage"]) if self.parent else []
+        here = {"stage": self.name, "path": str(self.workdir), "steps": int(self.config.steps),
+                "parent": self.config.init_from}
+        return {
+            "stage": self.name,
+            "policy": self.policy,
+            "config": configs.to_json(self.config),
+            "model": dataclasses.asdict(self.model_config),
+            "tokenizer": pack_tokenizer(self.tokenizer.model_bytes),
+            "lineage": lineage + [here],
+        }
+
+    def _tokenizer(self):
+        c = self.config
+        given = Tokenizer.load(c.tokenizer) if c.tokenizer else None
+        inherited = Tokenizer(unpack_tokenizer(self.parent[1])) if self.parent else None
+        if given and inherited and given.hash != inherited.hash and not c.allow_other_tokenizer:
+            raise CheckpointError(
+                f"config.tokenizer={c.tokenizer} (sha256 {given.hash[:12]}) is not the tokenizer that "
+                f"{c.init_from} was trained with ({inherited.hash[:12]}): its ids mean other tokens; leave "
+                "config.tokenizer empty to take over the checkpoint's, or set allow_other_tokenizer=True")
+        if not (given or inherited):
+            raise ConfigError(f"{self.name}: config.tokenizer is empty and there is no init_from to take one from; "
+                              "train one with `jaxalign tokenizer` and set config.tokenizer")
+        return given or inherited
+
+    def _model_config(self):
+        runtime = {name: self.config.model[name] for name in RUNTIME}
+        if self.parent:
+            return ModelConfig(**(self.parent[1]["model"] | runtime))
+        return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+
+    def _preview(self):
+        position = self.train_data.get_state()
+        batch = next(self.train_data)
+        self.train_data.set_state(position)
+        preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, Console(),
+                    targets=batch["targets_BT"][0])
+
+
+STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT")
+BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_ids_BT")
+
+
+def arrays(batch):
+    """The arrays of a batch; source records and other Python objects stay behind."""
+    return {name: value for name, value in batch.items() if isinstance(value, (np.ndarray, jax.Array))}
+
+
+def split_abstract(cls, model_config):
+    """(graphdef, abstract state) of a module, without making any array."""
+    module = nnx.eval_shape(lambda: cls(model_config, rngs=nnx.Rngs(0)))
+    return nnx.split(module)
+
+
+def random_state(cls, model_config, key):
+    """Freshly drawn parameters of a module."""
+    return nnx.split(cls(model_config, rngs=nnx.Rngs(params=key)))[1]

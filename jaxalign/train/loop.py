@@ -1,0 +1,125 @@
+"""The one loop. A stage says what is trained, on which batches, towards which loss; this runs it."""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from jaxalign.errors import CheckpointError
+from jaxalign.sharding import batch_sharding
+from jaxalign.train.checkpoint import Checkpointer
+from jaxalign.train.metrics import MetricsWriter
+from jaxalign.train.optimizer import make_optimizer
+from jaxalign.train.state import create_state
+from jaxalign.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished stage leaves besides its checkpoint."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    before: dict
+    after: dict
+
+
+def fit(stage, workdir, config, mesh) -> Result:
+    """Trains a stage from its newest checkpoint, or from its start, to `config.steps` optimizer steps.
+
+    Args:
+      stage: has
+        `init(key)` → trainable tree of `nnx.State`s, pure;
+        `start(trainable)` → the same with what an earlier stage handed over, called once, on a new run;
+        `frozen`, a tree that never changes (after `start`);
+        `next_batches(state)` → (list of batches, one optimizer step each; figures to log);
+        `loss_fn(trainable, frozen, batch, key)` → `Loss`;
+        `evaluate(state)` → dict of dev figures;
+        `data_state()` and `set_data_state(s)`, the position in the data, as JSON;
+        `meta()`, what a checkpoint says of its model, tokenizer and lineage.
+      workdir: where checkpoints and figures go.
+      config: steps, log_every, eval_every, checkpoint_every, keep, microbatches, seed, optimizer.
+      mesh: where it runs.
+    """
+    started = time.monotonic()
+    workdir = pathlib.Path(workdir)
+    optimizer, schedule = make_optimizer(config.optimizer, config.steps)
+    state = create_state(stage.init, optimizer, jax.random.key(config.seed), mesh)
+    checkpointer = Checkpointer(workdir, keep=config.keep)
+    history = {"before": {}, "seconds": 0.0, "tokens": 0}
+    # Frozen parts come from earlier stages whatever this one has done so far.
+    fresh = stage.start(state.trainable)
+    resumed = checkpointer.latest_step() is not None
+    if resumed:
+        state, meta = checkpointer.restore(state)
+        history = meta["history"]
+        stage.set_data_state(meta["data"])
+        if meta["step"] > config.steps:
+            raise CheckpointError(f"{workdir} has already trained {meta['step']} steps, config.steps={config.steps}; "
+                                  "choose another workdir or more steps")
+    else:
+        state = dataclasses.replace(state, trainable=fresh)
+    del fresh
+    step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
+                      donate_argnums=0)
+    step = int(state.step)
+    place = batch_sharding(mesh)
+    with MetricsWriter(workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
+        stage.warn = writer.warn
+
+        def evaluate():
+            figures = stage.evaluate(state)
+            if figures:
+                writer.write(step, {f"dev/{name}": value for name, value in figures.items()})
+            return figures
+
+        def save():
+            seconds = history["seconds"] + time.monotonic() - started
+            checkpointer.save(state, dict(stage.meta(), data=stage.data_state(),
+                                          history=dict(history, seconds=seconds)))
+
+        if not resumed:
+            history["before"] = evaluate()
+        pending, unlogged, after, saved = None, 0, {}, step if resumed else -1
+        while step < config.steps:
+            batches, figures = stage.next_batches(state)
+            for batch in batches:
+                state, metrics = step_fn(state, stage.frozen, jax.device_put(batch, place))
+                step += 1
+                count = int(np.count_nonzero(batch["segment_ids_BT"])) if "segment_ids_BT" in batch else sum(
+                    int(np.count_nonzero(x)) for name, x in batch.items() if name.startswith("segment_ids"))
+                history["tokens"] += count
+                unlogged += count
+                # The figures of one step are fetched after the next one is on its way.
+                if pending is not None:
+                    writer.write(*pending)
+                    pending = None
+                if step % config.log_every == 0 or step == config.steps:
+                    pending, unlogged = (step, metrics | figures, unlogged), 0
+            last = step >= config.steps
+            if pending is not None and (last or _due(step, len(batches), config.eval_every)):
+                writer.write(*pending)
+                pending = None
+            if last or _due(step, len(batches), config.eval_every):
+                after = evaluate()
+            if last or _due(step, len(batches), config.checkpoint_every):
+                save()
+                saved = step
+        if saved != step:
+            save()
+        if not after:
+            after = stage.evaluate(state)
+    checkpointer.close()
+    seconds = history["seconds"] + time.monotonic() - started
+    result = Result(step, history["tokens"], seconds, history["before"], after)
+    (workdir / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
+    return result
+
+
+def _due(step, taken, every):
+    """Whether one of the last `taken` steps was a multiple of `every`; 0 is never."""
+    return every > 0 and step // every > (step - taken) // every
