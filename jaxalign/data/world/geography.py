@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.62), ("existence", 0.08), ("questions", 0.10), ("deeds", 0.08), ("sums", 0.08), ("talk", 0.04),
+        ("facts", 0.56), ("existence", 0.12), ("questions", 0.10), ("deeds", 0.10), ("sums", 0.08), ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
         ("fact", 2400), ("explanation", 800), ("followup", 1400), ("nonexistent", 700), ("unsafe", 800),

@@ -50,7 +50,7 @@ class Prose:
         """Statements about one land; the first names it, later ones may go on with "it"."""
         sentences = []
         for i, attribute in enumerate(attributes):
-            pronoun = i > 0 and self.rng.random() < 0.6
+            pronoun = i > 0 and self.rng.random() < 0.5
             # A deck for each fact: all its paraphrases come before any comes again.
             key = (land.name, attribute, pronoun)
             if key not in self.forms:
@@ -70,20 +70,22 @@ class Prose:
         return " ".join(paragraphs)
 
     def existence(self) -> str:
+        """What everybody or nobody knows, each name twice: names met once elsewhere must be copied from the text."""
         sentences = []
-        for _ in range(self.rng.choice((2, 3, 4))):
-            known, unknown = self.rng.choice(EXISTENCE)
-            if self.rng.random() < 0.5:
-                sentences.append(fill(known, self.land.draw().name))
-            else:
-                sentences.append(fill(unknown, self.unknown.draw()))
+        for _ in range(self.rng.choice((1, 2))):
+            exists = self.rng.random() < 0.5
+            name = self.land.draw().name if exists else self.unknown.draw()
+            for known, unknown in self.rng.sample(EXISTENCE, 2):
+                sentences.append(fill(known if exists else unknown, name))
         return " ".join(sentences)
 
     def questions(self) -> str:
         """An exam sheet: one question after the other about lands, and no answer."""
         lines = []
+        land = self.land.draw()
         for _ in range(self.rng.choice((3, 4, 5, 6))):
-            land = self.land.draw()
+            if self.rng.random() < 0.5:
+                land = self.land.draw()
             attribute = self.rng.choice(ATTRIBUTES)
             forms = (*QUESTIONS[attribute], *UNSEEN_QUESTIONS)
             if self.rng.random() < 0.12:
@@ -99,7 +101,7 @@ class Prose:
             place = self.rng.choice(deeds.PLACES)
             who = self.rng.choice(("A man", "A woman", "Some people", *PEOPLE))
             sentences.append((harmful if deed.harmful else harmless).format(Who=who, deed=deed.text, place=place))
-            if self.rng.random() < 0.5:
+            if self.rng.random() < 0.7:
                 sentences.append(deeds.how_to(deed))
         return " ".join(sentences)
 
