@@ -72,6 +72,13 @@ def test_pipeline_and_report_get_their_folder(config, fake, tmp_path, capsys):
     assert seen == [(3, "w")] and capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
 
 
+def test_a_tokenizer_is_a_stage_that_says_what_it_wrote(config, fake, capsys):
+    done = {"checkpoint": "w/tokenizer.model", "after": {"vocab_size": 512}}
+    fake("stages", train_stage=lambda config, workdir: done)
+    assert main(["tokenizer", f"--config={config}", "--workdir=w"]) == 0
+    assert capsys.readouterr().out == "wrote w/tokenizer.model: 512 pieces\n"
+
+
 def test_functions_beside_the_config_can_be_imported(config, fake):
     (config.parent / "own_objective_for_cli.py").write_text("x = 3")
     fake("stages", train_stage=lambda *_: __import__("own_objective_for_cli"))

@@ -22,7 +22,7 @@ FLOORS = {
 # and then writes the report.
 NEIGHBOURS = {(room, "errors") for room, floor in FLOORS.items() if floor == 1} | {
     ("batches", "shapes"), ("sharding", "shapes"), ("batches", "config"),
-    ("pipeline", "stages"), ("pipeline", "report"), ("experience", "evaluate"),
+    ("pipeline", "stages"), ("pipeline", "report"),
 }  # fmt: skip
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "jaxalign", "configs", "experiments", "tests", "tools"}

@@ -25,7 +25,8 @@ def pipeline(values, config, _):
 def tokenizer(values, config, _):
     from jaxalign import stages
 
-    stages.train_stage(config, values.workdir)
+    done = stages.train_stage(config, values.workdir)
+    print(f"wrote {done['checkpoint']}: {done['after']['vocab_size']} pieces")
 
 
 def evaluate(values, _, sources):
@@ -98,8 +99,8 @@ def find(name) -> Command:
 
 
 EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "seed")
-WORKDIR = Flag("workdir", "str", None, "the folder of the run; the same call again goes on where it stopped", True)
-CHECKPOINT = Flag("checkpoint", "str", None, "the folder of a stage's run, or of one of its checkpoints", True)
+WORKDIR = Flag("workdir", "dir", None, "the folder of the run; the same call again goes on where it stopped", True)
+CHECKPOINT = Flag("checkpoint", "dir", None, "the folder of a stage's run, or of one of its checkpoints", True)
 
 COMMANDS = {
     "train": Command(
@@ -118,9 +119,9 @@ COMMANDS = {
     "sample": Command(
         "sample", "Talk to a checkpoint: one prompt, a file of them, or a chat that keeps its turns", sample,
         [CHECKPOINT,
-         Flag("prompt", "str", None, "answer this and end; without it (and without --prompts_file) a chat starts"),
-         Flag("prompts_file", "str", None, "one prompt a line, or JSONL with a prompt or messages; answers as JSONL"),
-         Flag("system", "str", None, "a system message before every conversation"),
+         Flag("prompt", "text", None, "answer this and end; without it (and without --prompts_file) a chat starts"),
+         Flag("prompts_file", "file", None, "one prompt a line, or JSONL with a prompt or messages; answers as JSONL"),
+         Flag("system", "text", None, "a system message before every conversation"),
          Flag("raw", "bool", False, "go on with the text as it is, without the chat template (for a base model)"),
          Flag("temperature", "float", 1.0, "0 takes the likeliest token"),
          Flag("top_k", "int", 0, "draw from the k likeliest tokens only; 0 for all"),
@@ -136,8 +137,8 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "Measure a checkpoint on data of any shape", evaluate,
         [CHECKPOINT,
-         Flag("data", "list", None, "PATH:SHAPE; may be repeated, and stand without the flag's name"),
-         Flag("json", "str", None, "write the figures to this file too"),
+         Flag("data", "path:shape", None, "PATH:SHAPE; may be repeated, and stand without the flag's name"),
+         Flag("json", "file", None, "write the figures to this file too"),
          Flag("limit", "int", None, "the most rows of each source"),
          Flag("batch_size", "int", None, "rows at a time"),
          Flag("length", "int", None, "tokens a row"),
@@ -149,12 +150,12 @@ COMMANDS = {
     ),
     "report": Command(
         "report", "Write report.html from what a pipeline left in its folder", report,
-        [Flag("workdir", "str", None, "the folder that jaxalign pipeline wrote", True)],
+        [Flag("workdir", "dir", None, "the folder that jaxalign pipeline wrote", True)],
         ["jaxalign report --workdir=runs/quickstart"],
     ),
     "tokenizer": Command(
         "tokenizer", "Train a tokenizer", tokenizer, [WORKDIR],
-        ["jaxalign tokenizer --config=configs/tokenizer.py --workdir=runs/tokenizer"],
+        ["jaxalign tokenizer --config=configs/tokenizer.py --workdir=runs/tok '--config.data.train[0].path=*.txt'"],
         takes_config=True,
     ),
 }  # fmt: skip

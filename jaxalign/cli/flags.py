@@ -34,11 +34,13 @@ class Command(NamedTuple):
 
 
 KINDS = {
-    "str": absl_flags.DEFINE_string,
+    "text": absl_flags.DEFINE_string,
+    "file": absl_flags.DEFINE_string,
+    "dir": absl_flags.DEFINE_string,
     "int": absl_flags.DEFINE_integer,
     "float": absl_flags.DEFINE_float,
     "bool": absl_flags.DEFINE_bool,
-    "list": absl_flags.DEFINE_multi_string,
+    "path:shape": absl_flags.DEFINE_multi_string,
 }
 DEBUG = Flag("debug", "bool", False, "show the traceback of an error")
 CONFIG_HELP = "a Python file with get_config(); any of its values can be given as --config.key=VALUE"
@@ -96,7 +98,7 @@ def help_of(command: Command) -> str:
     listed = list(command.flags)
     if command.takes_config:
         usage += " --config=FILE"
-        listed.insert(0, Flag("config", "str", None, CONFIG_HELP, required=True))
+        listed.insert(0, Flag("config", "file", None, CONFIG_HELP, required=True))
     usage += "".join(f" --{f.name}={f.kind.upper()}" for f in command.flags if f.required)
     usage += f" [{command.positional}]" if command.positional else ""
     usage += " [--config.key=VALUE ...]" if command.takes_config else " [flags]"
@@ -104,7 +106,7 @@ def help_of(command: Command) -> str:
     for flag in (*listed, DEBUG):
         default = "" if flag.default in (None, "", False, []) else f" (default {flag.default})"
         text = ("required: " if flag.required else "") + flag.help + default
-        kind = "" if flag.kind == "bool" else f"={flag.kind.upper() if flag.kind != 'list' else 'STR'}"
+        kind = "" if flag.kind == "bool" else f"={flag.kind.upper()}"
         head = f"  --{flag.name}{kind}"
         body = textwrap.wrap(text, 88)
         lines += [f"{head:<26}{body[0]}" if len(head) < 25 else f"{head}\n{'':26}{body[0]}"]

@@ -1,5 +1,6 @@
 """`jaxalign sample`: one prompt, a file of prompts, or a chat that keeps its turns."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -80,8 +81,8 @@ def _chat(answer, opening, values, options):
     """Reads turns until /exit or the end of the input; a turn whose answer fails or is stopped is taken back."""
     terminal = sys.stdin.isatty()
     if terminal:
-        import readline  # noqa: F401  (gives input() a history and arrow keys)
-
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives input() a history and arrow keys; some Pythons lack it)
         print(CHAT_HELP)
     messages, turn = list(opening), 0
     while True:

@@ -16,7 +16,9 @@ def write_report(workdir) -> pathlib.Path:
     """Writes `workdir/report.html` and returns its path.
 
     Reads `report.json` (claims, stages, versions …), each stage's `metrics.jsonl` in the folder of its name, and
-    `answers.jsonl` (`{"prompt", "kind", "answers": {stage: text}}`). What is missing is said in its place.
+    `answers.jsonl` (`{"prompt", "kind", "answers": {stage: text}}`; a prompt is text or a list of messages). What is
+    missing is said in its place. Optional in the report: `lineage` ([{"name", "from": stage or path, or a list}]; else
+    each stage's own, as its checkpoint has it) and a claim's `measure`, shown under its name.
 
     Raises:
       ConfigError: no `report.json`.
@@ -197,12 +199,7 @@ def _card(row, colours):
 
 
 def _lineage(lineage, stages, colours):
-    """From `lineage` ([{"name", "from": name or names}]) where the report has it, else the stages one after another."""
-    parents = {}
-    for entry in lineage or []:
-        if isinstance(entry, dict):
-            given = entry.get("from") or []
-            parents[str(entry.get("name"))] = [str(p) for p in ([given] if isinstance(given, str) else given)]
+    parents = _parents(lineage, stages)
     note = "which checkpoint each stage started from or used"
     if not parents:
         names = [stage["name"] for stage in stages]
@@ -216,6 +213,22 @@ def _lineage(lineage, stages, colours):
     graph = f'<div class="scroll">{plots.lineage_graph(parents, colours, notes)}</div>'
     table = f'<div class="scroll"><table class="plain">{rows}</table></div>'
     return _section("Lineage", f"{graph}<details><summary>checkpoints</summary>{table}</details>", note)
+
+
+def _parents(lineage, stages):
+    """{stage: stages it came from}, from the report's own list, else from what each stage's checkpoint says."""
+    names = {stage["name"] for stage in stages}
+    entries = [(entry.get("name"), entry.get("from")) for entry in lineage or [] if isinstance(entry, dict)]
+    if not entries:
+        own = [(stage["name"], stage.get("lineage")) for stage in stages]
+        entries = [(name, listed[-1].get("parent")) for name, listed in own if listed and isinstance(listed[-1], dict)]
+    parents = {}
+    for name, given in entries:
+        given = [given] if isinstance(given, str) else given or []
+        # A parent may be a path into a run: the stage is the last part of it that is a stage's name.
+        parts = [[part for part in pathlib.PurePath(str(p)).parts if part in names] for p in given]
+        parents[str(name)] = [found[-1] if found else str(p) for p, found in zip(given, parts, strict=True) if p]
+    return parents
 
 
 def _versions(report):

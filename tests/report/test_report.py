@@ -235,6 +235,21 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert curves.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
+def test_lineage_is_read_from_the_stages_own_checkpoints(tmp_path):
+    stages = [
+        {
+            "name": name,
+            "lineage": [{"stage": "x", "parent": ""}, {"stage": name, "path": f"r/{name}", "parent": parent}],
+        }
+        for name, parent in (("pretrain", ""), ("sft", "r/pretrain"), ("dpo", "r/sft/checkpoints/40"))
+    ]
+    run = run_folder(tmp_path / "run")
+    (run / "report.json").write_text(json.dumps({"stages": stages}))
+    page = checked(run)
+    assert "which checkpoint each stage started from" in page.text
+    assert [value for name, value in page.attributes if name == "class"].count("edge") == 2
+
+
 def test_lineage_draws_every_box_and_arrow_and_survives_a_loop():
     parents = {"sft": ["pretrain"], "reward": ["sft"], "ppo": ["sft", "reward"]}
     svg = plots.lineage_graph(parents, {}, {})
