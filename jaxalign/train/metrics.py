@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from jaxalign.errors import DataError
@@ -33,7 +34,8 @@ class MetricsWriter:
       name: the stage's name, shown before each line.
       total_steps: the last step, for the progress bar and the time left.
       resume_step: the step of the checkpoint that the run goes on from; 0 starts anew and drops every line.
-      seconds_between_lines: where the output is no terminal, at most one line in this time (and always the last).
+      seconds_between_lines: where the output is no terminal, at most one line in this time; evaluations (`write`
+        without tokens) and the last step are always shown.
       console: a rich Console; standard output by default.
     """
 
@@ -135,7 +137,9 @@ class MetricsWriter:
             return
         line = self._line(row)
         now = time.monotonic()
-        if now - self._last_line >= self._seconds_between_lines or row["step"] >= self.total_steps:
+        # An evaluation is rare and never left out.
+        rare = "tokens_per_second" not in row
+        if rare or now - self._last_line >= self._seconds_between_lines or row["step"] >= self.total_steps:
             self._print(line)
             self._last_line, self._unshown = now, None
         else:
@@ -156,14 +160,20 @@ class MetricsWriter:
 
     def _show_live(self, row):
         if self._progress is None:
+            # The figures matter more than the bar: a narrow terminal gets them alone, and always on one line.
+            bar = [BarColumn(bar_width=20)] if self._console.width >= 110 else []
             self._progress = Progress(
-                SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), _Figures(),
-                console=self._console, refresh_per_second=4,
-            )  # fmt: skip
+                SpinnerColumn(),
+                TextColumn("[bold]{task.description}"),
+                *bar,
+                _Figures(table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=self._console,
+                refresh_per_second=4,
+            )
             self._task = self._progress.add_task(self.name, total=self.total_steps, figures="")
             self._progress.start()
-        if "tokens_per_second" not in row and "loss" not in row:
-            self._print(self._line(row))  # an evaluation: stays on the screen, above the bar
+        if "tokens_per_second" not in row:
+            self._print(self._line(row))  # an evaluation: stays on the screen, above the line that changes
             return
         figures = self._line(row).split("  ", 1)[1]
         self._progress.update(self._task, completed=row["step"], figures=figures)

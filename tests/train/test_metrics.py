@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -94,6 +95,23 @@ def test_piped_lines_are_plain_whole_and_few(tmp_path):
         lines[0].startswith("sft  1/10  loss 1  ") and "tokens/s" in lines[0] and lines[0].endswith("truncated 25.0%")
     )
     assert "ETA" in lines[0] and lines[1].startswith("sft  10/10  loss 0.1  ") and "ETA" not in lines[1]
+
+
+def test_evaluations_are_always_shown(tmp_path):
+    console = plain()
+    with MetricsWriter(tmp_path, name="sft", total_steps=10, console=console) as metrics:
+        metrics.write(1, {"loss": 1}, tokens=10)
+        metrics.write(1, {"dev/loss": 2.5, "dev/accuracy": 0.5})
+    assert console.file.getvalue().splitlines()[1] == "sft  1/10  dev/loss 2.5  dev/accuracy 0.5"
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_live_line_is_one_line_at_any_width(tmp_path, width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with MetricsWriter(tmp_path, name="pretrain", total_steps=15_000, console=console) as metrics:
+        metrics.write(12_000, {"loss": 1.2345, "truncated": 0.5}, tokens=100_000)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", console.file.getvalue())
+    assert {line.strip().split()[0] for line in shown.splitlines() if line.strip()} <= {*"⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "pretrain"}
 
 
 def test_the_last_figures_are_shown_when_a_run_ends_early(tmp_path):
