@@ -1,0 +1,1 @@
+"""Prompts → rollouts → rewards → batches for reinforcement learning."""

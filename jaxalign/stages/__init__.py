@@ -1,5 +1,44 @@
 """The stages by name. To add one: a file here and a line below."""
 
+from jaxalign.config import check
+from jaxalign.errors import ConfigError
+from jaxalign.evaluate.assistant import Assistant
+from jaxalign.stages.candidates import Candidates
+from jaxalign.stages.dpo import DPO
+from jaxalign.stages.grpo import GRPO
+from jaxalign.stages.ppo import PPO
 from jaxalign.stages.pretrain import SFT, Pretrain
+from jaxalign.stages.reward import Reward
+from jaxalign.stages.tokenizer import TrainTokenizer
+from jaxalign.stages.world import MakeWorld
 
-STAGES = {"pretrain": Pretrain, "sft": SFT}
+STAGES = {
+    "world": MakeWorld,
+    "tokenizer": TrainTokenizer,
+    "pretrain": Pretrain,
+    "sft": SFT,
+    "candidates": Candidates,
+    "reward": Reward,
+    "ppo": PPO,
+    "dpo": DPO,
+    "grpo": GRPO,
+}
+
+
+def default_config(name):
+    """The settings of a stage with their defaults, locked: what a config file starts from."""
+    return STAGES[name].defaults()
+
+
+def train_stage(config, workdir):
+    """Runs the stage that `config.stage` names, from its checkpoint if there is one; returns its summary."""
+    name = config.get("stage", "")
+    if name not in STAGES:
+        raise ConfigError(f"config.stage={name!r} must be one of {', '.join(STAGES)}")
+    check(config, STAGES[name].defaults())
+    return STAGES[name].run(config, workdir)
+
+
+def load_assistant(checkpoint, **options):
+    """The language model of a checkpoint, ready to talk: see `evaluate.assistant.Assistant`."""
+    return Assistant.load(checkpoint, **options)

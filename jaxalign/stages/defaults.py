@@ -30,7 +30,7 @@ def base_config(stage, **changes) -> ConfigDict:
         model=MODEL,
         optimizer=OPTIMIZER,
         mesh=dict(data=-1, fsdp=1, tensor=1),
-        data=dict(train=[], dev=[], packing="best_fit", shuffle=True, truncate="right", on_bad_row="error"),
+        data=dict(train=[], dev=[], packing="best_fit", shuffle=True, truncate="", on_bad_row="error"),
         objective=dict(name=""),
         preview=True,
     ))

@@ -21,6 +21,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 from jaxalign.sharding import batch_sharding, shardings
+from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
 
 RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
@@ -82,6 +83,9 @@ class Stage:
     def set_data_state(self, state):
         self.train_data.set_state(state)
 
+    def rows_per_batch(self):
+        return self.config.batch_size
+
     def _data(self, sources, *, repeat, name="bad_rows.jsonl"):
         c = self.config
         if not sources:
@@ -89,11 +93,17 @@ class Stage:
                               'source such as dict(path="data.jsonl", shape="messages")')
         self.workdir.mkdir(parents=True, exist_ok=True)
         iterator = batches(
-            [dict(source) for source in sources], self.tokenizer, kind=self.kind, batch_size=c.batch_size,
+            [dict(source) for source in sources], self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
             length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
-            truncate=c.data.truncate, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
+            truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
+            max_answers=c.get("max_answers") or None,
             process_index=jax.process_index(), process_count=jax.process_count())
         return iterator
+
+    @classmethod
+    def run(cls, config, workdir):
+        """Trains from `config` into `workdir`, or goes on where that stopped; returns a summary."""
+        return train_stage(cls, config, workdir)
 
     # -- loss -----------------------------------------------------------------------------------------------------
 

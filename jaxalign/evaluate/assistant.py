@@ -1,0 +1,70 @@
+"""A checkpoint that can be talked to: text in, text out."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxalign.data.chat import render
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.models.transformer import ModelConfig, Transformer
+from jaxalign.objectives.logprobs import token_statistics
+from jaxalign.rollout.engine import Sampler
+from jaxalign.rollout.sampling import Settings
+from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
+
+
+class Assistant:
+    """A language model with its tokenizer.
+
+    Attributes: `tokenizer`, `graphdef`, `params`, `meta` (what its checkpoint says of it).
+    """
+
+    def __init__(self, graphdef, params, tokenizer, *, meta=None, max_new_tokens=64, batch_size=64, bucket=32):
+        self.graphdef, self.params, self.tokenizer, self.meta = graphdef, params, tokenizer, meta or {}
+        self.max_new_tokens, self.batch_size, self.bucket = max_new_tokens, batch_size, bucket
+        self._statistics = jax.jit(self._logp)
+
+    @classmethod
+    def load(cls, checkpoint, **options):
+        """From a stage's workdir or one checkpoint's folder.
+
+        Raises:
+          CheckpointError: nothing there, damaged, or no language model (a reward model's backbone is one in shape only).
+        """
+        folder, meta = read_meta(checkpoint)
+        config = ModelConfig(**meta["model"])
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+        return cls(graphdef, load_params(folder, meta["policy"], abstract), Tokenizer(unpack_tokenizer(meta)),
+                   meta=meta, **options)
+
+    def generate(self, prompts, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=None):
+        """`Rollouts` of lists of ids; request n draws from its own key, a function of `seed` and n."""
+        sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
+                          max_new_tokens=max_new_tokens or self.max_new_tokens, batch_size=self.batch_size,
+                          bucket=self.bucket, pad_id=self.tokenizer.pad_id)
+        keys = jax.random.split(jax.random.key(seed), len(prompts))
+        return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p))
+
+    def reply(self, conversations, **options):
+        """The assistant's next turn in each conversation (a list of messages), as text."""
+        prompts = [render(m, self.tokenizer, add_generation_prompt=True)[0] for m in conversations]
+        return self._texts(self.generate(prompts, **options))
+
+    def complete(self, texts, **options):
+        """What the model writes after each text, as in pretraining: no chat."""
+        prompts = [[self.tokenizer.bos_id, *self.tokenizer.encode(text)] for text in texts]
+        return self._texts(self.generate(prompts, **options))
+
+    def logp(self, batch):
+        """Log-probability of each target of a numpy batch of tokens, (B, T), nats."""
+        return np.asarray(self._statistics(self.params, batch["tokens_BT"], batch["positions_BT"],
+                                           batch["segment_ids_BT"], batch["targets_BT"]))
+
+    def _logp(self, params, tokens_BT, positions_BT, segment_ids_BT, targets_BT):
+        model = nnx.merge(self.graphdef, params)
+        hidden_BTD = model(tokens_BT, positions_BT, segment_ids_BT)
+        chunk = max(1, 2**24 // (hidden_BTD.shape[0] * self.tokenizer.vocab_size))
+        return token_statistics(hidden_BTD, model.unembedding_DV, targets_BT, chunk=chunk).logp_BT
+
+    def _texts(self, rollouts):
+        return [self.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(rollouts.tokens))]

@@ -1,0 +1,43 @@
+"""Prompts and what was drawn after them, as training rows."""
+
+import numpy as np
+
+
+def response_rows(prompts, rollouts, length, pad_id):
+    """One row for each prompt with its response, shifted and padded on the right.
+
+    Args:
+      prompts: N lists of ids.
+      rollouts: `Rollouts` of N responses.
+      length: positions a row, at least every prompt plus its response minus 1.
+
+    Returns:
+      tokens_BT, targets_BT, positions_BT, segment_ids_BT, mask_BT (1 where the target was drawn by the policy), and
+      sampler_logp_BT and rollout_logp_BT at the same places.
+    """
+    N = len(prompts)
+    batch = {"tokens_BT": np.full((N, length), pad_id, np.int32), "targets_BT": np.full((N, length), pad_id, np.int32),
+             "positions_BT": np.zeros((N, length), np.int32), "segment_ids_BT": np.zeros((N, length), np.int32)}
+    batch |= {name: np.zeros((N, length), np.float32) for name in ("mask_BT", "sampler_logp_BT", "rollout_logp_BT")}
+    for n, prompt in enumerate(prompts):
+        drawn = int(rollouts.mask[n].sum())
+        ids = np.concatenate([np.asarray(prompt, np.int32), rollouts.tokens[n, :drawn]])
+        size, first = len(ids) - 1, len(prompt) - 1  # the target at position `first` is the first drawn token
+        batch["tokens_BT"][n, :size], batch["targets_BT"][n, :size] = ids[:-1], ids[1:]
+        batch["positions_BT"][n, :size], batch["segment_ids_BT"][n, :size] = np.arange(size), 1
+        batch["mask_BT"][n, first:size] = 1.0
+        batch["sampler_logp_BT"][n, first:size] = rollouts.sampler_logp[n, :drawn]
+        batch["rollout_logp_BT"][n, first:size] = rollouts.logp[n, :drawn]
+    return batch
+
+
+def minibatches(batch, *, batch_size, epochs, seed):
+    """`epochs` passes over a batch in parts of `batch_size` rows, each pass in an order of its own."""
+    N = len(batch["mask_BT"])
+    parts = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([*seed, epoch]).permutation(N)
+        for start in range(0, N, batch_size):
+            rows = order[start:start + batch_size]
+            parts.append({name: value[rows] for name, value in batch.items()})
+    return parts

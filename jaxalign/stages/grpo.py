@@ -1,0 +1,66 @@
+"""GRPO with rewards that can be verified: groups of responses to one prompt, no critic."""
+
+import numpy as np
+
+from jaxalign.batches import resolve
+from jaxalign.errors import ConfigError
+from jaxalign.experience.shaping import group_targets
+from jaxalign.rewards import REWARDS
+from jaxalign.stages.defaults import base_config
+from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
+from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
+
+
+class GRPO(PolicyStage):
+    """The policy is trained; its frozen start is the reference.
+
+    A prompt without an answer gets reward 0 for all its responses, hence no advantage: only the KL term acts on it.
+    Mixing such prompts in (`data.train` with several sources) keeps what the policy knew.
+    """
+
+    name = "grpo"
+
+    def __init__(self, config, workdir, mesh):
+        super().__init__(config, workdir, mesh)
+        if not config.rewards:
+            raise ConfigError(f"grpo: config.rewards is empty; give at least one of {', '.join(sorted(REWARDS))}, such "
+                              'as [dict(name="numeric", weight=1.0)]')
+        self.reward_functions = [(r["name"], resolve(r["name"], REWARDS), float(r.get("weight", 1.0)))
+                                 for r in config.rewards]
+
+    @staticmethod
+    def defaults():
+        return base_config(
+            "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
+            rewards=[], reward_kinds=[],  # only rows of these kinds are rewarded; empty: all that have an answer
+            advantage_scale="std",
+            objective=dict(name="grpo", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02, kl_estimator="k3",
+                           aggregation="sequence"))
+
+    def names(self):
+        return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B"}
+
+    def rewards(self, rows, responses):
+        kinds = set(self.config.reward_kinds)
+        total, figures = np.zeros(len(rows), np.float32), {}
+        scored = np.array([row["answer"] is not None and (not kinds or row.get("kind") in kinds) for row in rows])
+        for name, function, weight in self.reward_functions:
+            values = np.array([function(row["prompt"], response, row["answer"]) if use else 0.0
+                               for row, response, use in zip(rows, responses, scored)], np.float32)
+            figures[f"reward/{name}"] = float(values[scored].mean()) if scored.any() else 0.0
+            total += weight * values
+        groups = total.reshape(-1, self.config.samples_per_prompt)
+        figures["spread"] = float((groups.std(1) > 0).mean())
+        return total, figures
+
+    def targets(self, trainable, frozen, batch):
+        old = self.statistics(trainable["policy"], batch)
+        ref_BT = self.statistics(frozen["reference"], batch).logp_BT
+        # A response that was cut has not answered.
+        reward_B = batch["reward_B"] * batch["finished_B"]
+        made = group_targets(reward_B, batch["mask_BT"], group_size=self.config.samples_per_prompt,
+                             scale=self.config.advantage_scale)
+        made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B}
+        kl_B = ((old.logp_BT - ref_BT) * batch["mask_BT"]).sum(1)
+        figures = {"kl": kl_B.mean(), "entropy": masked_mean(old.entropy_BT, batch["mask_BT"])}
+        return made, figures | self.sampler_figures(old.logp_BT, batch)

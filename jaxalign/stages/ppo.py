@@ -1,0 +1,75 @@
+"""PPO against a learned reward, with a critic started from the reward model and a KL penalty to the start."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.experience.shaping import ppo_targets
+from jaxalign.models.heads import ScalarModel
+from jaxalign.stages.defaults import base_config
+from jaxalign.stages.reward import score_rows
+from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage
+from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, random_state, split_abstract
+from jaxalign.train.checkpoint import read_meta
+
+
+class PPO(PolicyStage):
+    """Policy and critic are trained; reference policy and reward model are frozen."""
+
+    name = "ppo"
+
+    def __init__(self, config, workdir, mesh):
+        super().__init__(config, workdir, mesh)
+        self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
+        if not config.reward_model:
+            raise ConfigError("ppo: config.reward_model is empty; give the workdir of a reward stage")
+        folder, meta = read_meta(config.reward_model)
+        if meta["tokenizer"]["hash"] != self.tokenizer.hash:
+            raise CheckpointError(f"{folder}: the reward model's tokenizer ({meta['tokenizer']['hash'][:12]}) is not the "
+                                  f"policy's ({self.tokenizer.hash[:12]}): its scores would be of other text; train "
+                                  "the reward model from the same tokenizer")
+
+    @staticmethod
+    def defaults():
+        return base_config(
+            "ppo", **RL_DEFAULTS, reward_model="", kl_coefficient=0.05, discount=1.0, gae_lambda=0.95,
+            unfinished_score=-2.0,  # stands for the score of a response without an end
+            objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0))
+
+    def init(self, key):
+        policy, critic = jax.random.split(key)
+        return super().init(policy) | {"critic": random_state(ScalarModel, self.model_config, critic)}
+
+    def start(self, trainable):
+        policy = super().start({"policy": trainable["policy"]})["policy"]
+        reward = self.load(self.config.reward_model, self.score_abstract, "reward")
+        self.frozen |= {"reward": reward}
+        return {"policy": policy, "critic": jax.tree.map(jnp.copy, reward)}
+
+    def names(self):
+        return {*BATCH_NAMES, *STATISTICS, "value_BT", "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT",
+                "returns_BT", "old_value_BT", "reward_B"}
+
+    def available(self, trainable, frozen, batch):
+        made = super().available(trainable, frozen, batch)
+        return made | {"value_BT": lambda: self.values(trainable["critic"], batch)}
+
+    def values(self, critic, batch):
+        """What the critic expects before each target is drawn."""
+        model = nnx.merge(self.score_graph, critic)
+        return model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
+
+    def targets(self, trainable, frozen, batch):
+        c, mask_BT = self.config, batch["mask_BT"]
+        old = self.statistics(trainable["policy"], batch)
+        ref_BT = self.statistics(frozen["reference"], batch).logp_BT
+        learned_B = score_rows(self.score_graph, frozen["reward"], batch["tokens_BT"], batch["targets_BT"],
+                               batch["segment_ids_BT"])
+        score_B = jnp.where(batch["finished_B"] > 0, learned_B, c.unfinished_score)
+        made = ppo_targets(score_B, old.logp_BT, ref_BT, self.values(trainable["critic"], batch), mask_BT,
+                           kl_coefficient=c.kl_coefficient, discount=c.discount, gae_lambda=c.gae_lambda)
+        made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": score_B}
+        kl_B = jnp.sum((old.logp_BT - ref_BT) * mask_BT, axis=1)
+        figures = {"score": score_B.mean(), "kl": kl_B.mean(), "score_std": score_B.std()}
+        return made, figures | self.sampler_figures(old.logp_BT, batch)

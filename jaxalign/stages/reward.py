@@ -1,0 +1,70 @@
+"""The reward model: one score for a whole conversation, learned from rankings or pairs."""
+
+import jax
+import jax.numpy as jnp
+import jax
+from flax import nnx
+
+from jaxalign.batches import signature
+from jaxalign.models.heads import ScalarModel, score_at_end, unshifted
+from jaxalign.stages.defaults import base_config
+from jaxalign.stages.stage import Stage, random_state, split_abstract
+
+
+class Reward(Stage):
+    """Bradley–Terry on pairs or Plackett–Luce on K-way rankings: the objective's arguments say which."""
+
+    name = "reward"
+    policy = "reward/backbone"
+
+    def __init__(self, config, workdir, mesh):
+        super().__init__(config, workdir, mesh)
+        self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
+
+    @staticmethod
+    def defaults():
+        return base_config("reward", objective=dict(name="plackett_luce"), batch_size=16, max_answers=0)
+
+    @property
+    def kind(self):
+        return "pairs" if "chosen_score_B" in signature(self.objective)[0] else "rankings"
+
+    def init(self, key):
+        return {"reward": random_state(ScalarModel, self.model_config, key)}
+
+    def start(self, trainable):
+        """The language model of `init_from` under a fresh head; a whole reward model where that is one."""
+        if self.parent is None:
+            return trainable
+        if self.parent[1]["policy"] == "reward/backbone":
+            return {"reward": self.load(self.config.init_from, self.score_abstract, "reward")}
+        backbone = self.load(self.config.init_from, self.abstract)
+        reward = trainable["reward"]
+        # In the order of the names: backbone, then head.
+        leaves = jax.tree.leaves(backbone) + jax.tree.leaves(reward["head"])
+        return {"reward": jax.tree.unflatten(jax.tree.structure(reward), leaves)}
+
+    def names(self):
+        return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
+
+    def available(self, trainable, frozen, batch):
+        score_BR = scores(self.score_graph, trainable["reward"], batch)
+        made = {"score_BR": score_BR, "ranks_BR": batch["ranks_BR"], "answer_mask_BR": batch["answer_mask_BR"]}
+        if "margin_B" in batch:
+            made |= {"chosen_score_B": score_BR[:, 0], "rejected_score_B": score_BR[:, 1],
+                     "margin_B": batch["margin_B"], "weight_B": batch["answer_mask_BR"][:, 1]}
+        return made
+
+
+def scores(graphdef, reward, batch):
+    """Score of every answer of a rankings or pairs batch, (B, R)."""
+    B, R, T = batch["tokens_BRT"].shape
+    flat = {name: batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids")}
+    return score_rows(graphdef, reward, flat["tokens"], flat["targets"], flat["segment_ids"]).reshape(B, R)
+
+
+def score_rows(graphdef, reward, tokens_BT, targets_BT, segment_ids_BT):
+    """Score of one document a row, read at its last target, (B,)."""
+    tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
+    score = nnx.merge(graphdef, reward)(tokens, segment_ids_BT=segments)
+    return score_at_end(score, segments)

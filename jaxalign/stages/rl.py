@@ -1,0 +1,95 @@
+"""What the stages share whose batches are drawn from the policy they train."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.experience.rows import minibatches, response_rows
+from jaxalign.errors import ConfigError
+from jaxalign.rollout.engine import Sampler
+from jaxalign.rollout.sampling import Settings
+from jaxalign.sharding import batch_sharding
+from jaxalign.stages.stage import Stage
+
+RL_DEFAULTS = dict(
+    batch_size=64,  # responses an optimizer step
+    prompts_per_rollout=64,
+    samples_per_prompt=1,
+    epochs=1,  # passes over each rollout
+    length=64,  # the prompt's budget in tokens; longer ones lose their oldest tokens
+    max_new_tokens=48,
+    temperature=1.0,
+)
+
+
+class PolicyStage(Stage):
+    """A stage that samples from its policy, rewards what it drew, and trains on that."""
+
+    kind = "prompts"
+
+    def __init__(self, config, workdir, mesh):
+        super().__init__(config, workdir, mesh)
+        c = config
+        rows = c.prompts_per_rollout * c.samples_per_prompt
+        if rows % c.batch_size:
+            raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
+        place = batch_sharding(mesh)
+        self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
+                               batch_size=rows, bucket=c.length, pad_id=self.tokenizer.pad_id,
+                               place=lambda x: jax.device_put(x, place))
+        self.row_length = -(-(c.length + c.max_new_tokens) // 8) * 8
+        self._targets = jax.jit(self.targets)
+
+    def rows_per_batch(self):
+        return self.config.prompts_per_rollout
+
+    def start(self, trainable):
+        trainable = super().start(trainable)
+        self.frozen = {"reference": jax.tree.map(jnp.copy, trainable["policy"])}
+        return trainable
+
+    def next_batches(self, state):
+        c = self.config
+        rows, prompts = self._prompts(next(self.train_data), c.samples_per_prompt)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(prompts))
+        rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
+        batch = response_rows(prompts, rollouts, self.row_length, self.tokenizer.pad_id)
+        responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
+        batch["finished_B"] = rollouts.finished.astype(np.float32)
+        batch["reward_B"], parts = self.rewards(rows, responses)
+        made, figures = self._targets(state.trainable, self.frozen,
+                                      jax.device_put(batch, batch_sharding(self.mesh)))
+        batch |= {name: np.asarray(value) for name, value in made.items()}
+        figures = {name: float(value) for name, value in figures.items()} | parts
+        length_B = rollouts.mask.sum(1)
+        figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
+        return minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step))), figures
+
+    def rewards(self, rows, responses):
+        """(reward_B float32, figures): what can be said of the responses' text alone."""
+        return np.zeros(len(rows), np.float32), {}
+
+    def targets(self, trainable, frozen, batch):
+        """(arrays the objective needs beside the batch's own, figures)."""
+        raise NotImplementedError
+
+    def sampler_figures(self, logp_BT, batch):
+        """How far the sampler's log-probabilities are from the trainer's: k3 of KL(sampler ‖ trainer), nats a token."""
+        difference = (logp_BT - batch["rollout_logp_BT"]) * batch["mask_BT"]
+        return {"sampler_kl": masked_mean(jnp.expm1(difference) - difference, batch["mask_BT"])}
+
+    def evaluate(self, state):
+        return {}
+
+    def _prompts(self, batch, copies):
+        rows, prompts = [], []
+        for row, ids, length in zip(batch["rows"], batch["tokens_BP"], batch["length_B"]):
+            prompt = [int(i) for i in ids[len(ids) - int(length):]]
+            rows += [row] * copies
+            prompts += [prompt] * copies
+        return rows, prompts
+
+
+def masked_mean(x, mask):
+    """Mean over the entries that count."""
+    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
