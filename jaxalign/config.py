@@ -55,9 +55,9 @@ def load(path, overrides: Mapping | None = None) -> ConfigDict:
 def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> None:
     """Adds a flag to `flag_values` for every `--config.key=VALUE` in `argv`; parsing them sets `config` in place.
 
-    Unknown keys are refused here, before anything is parsed, with the nearest right name. An objective of the
-    user's own (`objective.name` holds a colon) takes options that no default lists, so there new keys are added;
-    the objective's signature checks them when the stage binds it.
+    Unknown keys are refused here, before anything is parsed, with the nearest right name. Options belong to their
+    objective: naming another one (`--config.objective.name=my_module:my_loss`) drops those of the one before, and
+    takes whichever are given with it; its signature checks them when the stage binds it.
 
     Raises:
       ConfigError: a key that the config does not have, or one whose type cannot be given on a command line.
@@ -65,18 +65,23 @@ def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> No
     # ml_collections knows neither lists nor fields that are None; both are read as Python literals.
     for kind in (list, type(None)):
         config_flags.register_flag_parser_for_type(kind, config_flags.config_flags._LiteralParser())
-    own = ":" in str(config.get("objective", {}).get("name", "")) or any(
-        re.match(r"--?config\.objective\.name=.*:", argument) for argument in argv
-    )
+    objective = config.get("objective", ConfigDict())
+    names = [m[1] for m in (re.match(r"--?config\.objective\.name=(.*)", argument) for argument in argv) if m]
+    other = bool(names) and names[-1] != objective.get("name")
+    if other:
+        with objective.unlocked():
+            for option in [key for key in objective if key != "name"]:
+                del objective[option]
+    free = other or ":" in str(objective.get("name", ""))
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if not match:
             continue
         path = match[1]
         option = re.fullmatch(r"objective\.(\w+)", path)
-        if own and option and option[1] not in config.objective:
-            with config.objective.unlocked():
-                config.objective[option[1]] = None
+        if free and option and option[1] not in objective:
+            with objective.unlocked():
+                objective[option[1]] = None
         _find(config, path)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=list(argv))

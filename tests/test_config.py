@@ -86,9 +86,10 @@ def test_a_flag_with_a_mistyped_key_names_the_nearest(file):
         parse(file, "--config.optimizer.peak_1r=1")
 
 
-def test_only_an_objective_of_ones_own_takes_new_options(file):
+def test_another_objective_brings_its_own_options(file):
     config = parse(file, "--config.objective.name=mine:loss", "--config.objective.beta=0.2")
-    assert config.objective.beta == 0.2
+    assert config.objective.to_dict() == {"name": "mine:loss", "beta": 0.2} and config.objective.is_locked
+    assert parse(file, "--config.objective.name=cross_entropy").objective.z_loss == 0.0
     with pytest.raises(ConfigError, match="objective.zloss does not exist; did you mean objective.z_loss"):
         parse(file, "--config.objective.zloss=0.2")
 
