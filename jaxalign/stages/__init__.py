@@ -4,6 +4,7 @@ from jaxalign.config import check
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.stages.candidates import Candidates
+from jaxalign.stages.claims import WorldClaims
 from jaxalign.stages.dpo import DPO
 from jaxalign.stages.grpo import GRPO
 from jaxalign.stages.ppo import PPO
@@ -22,6 +23,7 @@ STAGES = {
     "ppo": PPO,
     "dpo": DPO,
     "grpo": GRPO,
+    "claims": WorldClaims,
 }
 
 

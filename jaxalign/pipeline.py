@@ -1,0 +1,130 @@
+"""A chain of stages, each starting from what the one before left; finished ones are skipped."""
+
+import json
+import pathlib
+import platform
+import resource
+import sys
+from importlib import metadata
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxalign import config as configs
+from jaxalign.errors import ConfigError
+from jaxalign.report import write_report
+from jaxalign.stages import STAGES, train_stage
+
+PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+
+
+def pipeline_config(**stages) -> ConfigDict:
+    """A pipeline: its stages' configs in the order given, and a seed that is added to each of theirs.
+
+    A path in a stage's config that begins with "@name" stands for the folder of the stage `name`.
+    """
+    return ConfigDict(dict(seed=0, chain=tuple(stages), stages=stages)).lock()
+
+
+def run_pipeline(config, workdir):
+    """Runs the chain; returns the report, written to `workdir/report.json` and `report.html`.
+
+    Args:
+      config: of `pipeline_config`. `config.chain` may be shortened to run its first part only.
+      workdir: every stage gets a folder in it.
+    Raises:
+      ConfigError: an unknown stage or a reference to a later one (before anything is run), or a finished stage whose
+        config has changed since.
+    """
+    workdir = pathlib.Path(workdir)
+    plan = _plan(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    summaries, claims = [], []
+    for name, stage_config in plan:
+        folder = workdir / name
+        done = _finished(folder, name, stage_config)
+        if done is None:
+            print(f"\n── {name} ──", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(configs.to_json(stage_config))
+            done = train_stage(stage_config, folder)
+        else:
+            print(f"── {name} ── done, skipped", flush=True)
+        summaries.append(done)
+        claims += done.get("claims", [])
+        report = _report(config, summaries, claims)
+        (workdir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        write_report(workdir)
+    return report
+
+
+def _plan(config, workdir):
+    plan = []
+    for name in config.chain:
+        if name not in config.stages:
+            raise ConfigError(f"config.chain names {name!r}, config.stages has: {', '.join(config.stages)}")
+        stage = ConfigDict(config.stages[name])
+        if stage.get("stage") not in STAGES:
+            raise ConfigError(f"stages.{name}.stage={stage.get('stage')!r} must be one of {', '.join(STAGES)}")
+        configs.check(stage, STAGES[stage.stage].defaults())
+        known = [earlier for earlier, _ in plan]
+        resolved = ConfigDict(_resolve(stage.to_dict(), workdir, known, name))
+        resolved.seed = int(resolved.get("seed", 0)) + int(config.seed)
+        plan.append((name, resolved.lock()))
+    return plan
+
+
+def _resolve(value, workdir, known, at):
+    """The value with "@name/rest" turned into the path of that stage's folder, everywhere inside."""
+    if isinstance(value, dict):
+        return {key: _resolve(item, workdir, known, f"{at}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolve(item, workdir, known, at) for item in value)
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    name, _, rest = value[1:].partition("/")
+    if name not in known:
+        raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {', '.join(known) or 'none'}")
+    return str(workdir / name / rest) if rest else str(workdir / name)
+
+
+def _finished(folder, name, config):
+    """The summary of a finished stage, None if it must (still) run."""
+    done, saved = folder / "done.json", folder / "config.json"
+    if not saved.exists():
+        return None
+    before, now = saved.read_text(), configs.to_json(config)
+    if before != now and (done.exists() or (folder / "checkpoints").exists()):
+        old, new = configs.from_json(before), configs.from_json(now)
+        raise ConfigError(f"{folder} was made with another config ({_difference(old, new)}); choose another workdir, or "
+                          f"delete {folder} and those after it to make them again")
+    return json.loads(done.read_text()) if done.exists() else None
+
+
+def _difference(old, new, at=""):
+    for key in [*old, *(k for k in new if k not in old)]:
+        here = f"{at}{key}"
+        if key not in old or key not in new:
+            return f"{here} is {'new' if key not in old else 'gone'}"
+        if isinstance(old[key], ConfigDict) and isinstance(new[key], ConfigDict):
+            if found := _difference(old[key], new[key], f"{here}."):
+                return found
+        elif old[key] != new[key]:
+            return f"{here}: {old[key]!r} → {new[key]!r}"
+    return ""
+
+
+def _report(config, summaries, claims):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    device = jax.devices()[0]
+    keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint")
+    return {
+        "claims": claims,
+        "stages": [{key: summary.get(key) for key in keys} for summary in summaries],
+        "lineage": {s["name"]: s["lineage"] for s in summaries if s.get("lineage")},
+        "wall_seconds": sum(s["seconds"] for s in summaries),
+        "peak_rss_gib": peak,
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "device": f"{device.platform} {device.device_kind} × {jax.device_count()}",
+        "seed": int(config.seed),
+    }
