@@ -9,12 +9,14 @@ from jaxalign.stages.dpo import DPO
 from jaxalign.stages.grpo import GRPO
 from jaxalign.stages.ppo import PPO
 from jaxalign.stages.pretrain import SFT, Pretrain
+from jaxalign.stages.reasoning import MakeReasoning
 from jaxalign.stages.reward import Reward
 from jaxalign.stages.tokenizer import TrainTokenizer
 from jaxalign.stages.world import MakeWorld
 
 STAGES = {
     "world": MakeWorld,
+    "reasoning": MakeReasoning,
     "tokenizer": TrainTokenizer,
     "pretrain": Pretrain,
     "sft": SFT,
