@@ -33,4 +33,6 @@ def create_state(init, optimizer, key, mesh):
         trainable = init(init_key)
         return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), run_key)
 
-    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, key), mesh))(key)
+    # Run once, and random number generators are long programs: on a CPU, LLVM would optimise them for seconds.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, key), mesh), compiler_options=options)(key)
