@@ -12,7 +12,11 @@ def section(claims: list[dict]) -> str:
     """HTML of the claims; keys of a claim: name, value, baseline, target, n, ci95, holds, optionally measure."""
     if not claims:
         return '<section><h2>Claims</h2><p class="note">report.json lists no claims.</p></section>'
-    rows = "".join(_row(claim) for claim in claims)
+    rows, title = "", None
+    for claim in claims:
+        before, title, text = title, *_split(str(claim.get("name")))
+        title = before if title is None else title
+        rows += _row(claim, title if title != before or not text else None, text)
     head = "".join(f'<th class="num">{name}</th>' for name in ("baseline", "value", "target", "n"))
     return (
         "<section><h2>Claims</h2>"
@@ -40,7 +44,22 @@ def target_of(claim: dict) -> tuple[float | None, str | None]:
     return None, None
 
 
-def _row(claim):
+def _split(name):
+    """(title, text) of "title: text"; the title of "… text" is None: it goes on with the claim before."""
+    if name.startswith("…"):
+        return None, name[1:].strip()
+    title, _, text = name.partition(": ")
+    return title, text
+
+
+def is_difference(claim: dict) -> bool:
+    """Whether the value is a change and the baseline the level it starts from: as the claim says, else by its name."""
+    name, target = str(claim.get("name")), str(claim.get("target"))
+    signed = re.search(r"[-−]\s*\d", target) or re.fullmatch(r"\s*[<>]\s*0(\.0*)?\s*", target)
+    return bool(claim.get("difference", signed or " → " in name))
+
+
+def _row(claim, title, text):
     value, baseline, interval = claim.get("value"), claim.get("baseline"), claim.get("ci95")
     target, direction = target_of(claim)
     holds = bool(claim.get("holds"))
@@ -50,17 +69,22 @@ def _row(claim):
     bar = '<span class="note">not measured</span>'
     if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
         interval = None
+    difference = is_difference(claim)
     if _is_number(value):
-        bar = interval_bar(value, interval, target, direction, baseline if _is_number(baseline) else None, holds)
+        # The baseline of a difference is the level it starts from: no point on the difference's own axis.
+        ring = baseline if _is_number(baseline) and not difference else None
+        bar = interval_bar(value, interval, target, direction, ring, holds, difference)
         if interval:
             bar += f'<span class="ends">{number(interval[0])} … {number(interval[1])}</span>'
     state, verdict = ("holds", "✓ holds") if holds else ("fails", "✗ does not hold")
-    measure = claim.get("measure") or claim.get("note") or ""
-    measure = f'<span class="measure">{html.escape(str(measure))}</span>' if measure else ""
+    words = [text, str(claim.get("measure") or claim.get("note") or "")]
+    measure = "".join(f'<span class="measure">{html.escape(part)}</span>' for part in words if part)
+    sign = "+" if difference and _is_number(value) and value > 0 else ""
     return (
-        f'<tr><th scope="row">{html.escape(str(claim.get("name")))}{measure}</th>'
+        f'<tr class="{"goes-on" if title is None else "starts"}">'
+        f'<th scope="row">{html.escape(title or "")}{measure}</th>'
         f'<td class="num" data-label="baseline">{_figure(baseline)}</td>'
-        f'<td class="num strong" data-label="value">{_figure(value)}</td>'
+        f'<td class="num strong" data-label="value">{sign}{_figure(value)}</td>'
         f'<td class="num" data-label="target">{html.escape(str(shown if shown is not None else "—"))}</td>'
         f'<td class="num" data-label="n">{_figure(claim.get("n"))}</td>'
         f'<td class="span">{bar}</td><td class="verdict"><span class="badge {state}">{verdict}</span></td></tr>'

@@ -9,10 +9,11 @@ from jaxalign.report.plots import Series
 # Before these names' slash stands the data they were measured on, so `loss` and `dev/loss` share a chart.
 SPLITS = ("train", "dev", "eval", "valid", "heldout")
 NO_FIGURES = ("step", "time", "tokens")
-FIRST = ("loss", "reward", "gold", "accuracy", "exact_match", "kl", "entropy", "value", "truncated")
-LAST = ("tokens_per_second", "learning_rate", "grad_norm")
+FIRST = ("nll", "score", "reward", "gold", "accuracy", "exact_match", "kl", "loss", "length", "entropy", "truncated")
+LAST = ("tokens_per_second", "learning_rate", "lr", "grad_norm", "z_loss")
 UNITS = {
-    "loss": "nats / token", "kl": "nats", "entropy": "nats", "tokens_per_second": "tokens / s",
+    "loss": "nats / token", "nll": "nats / token", "cross_entropy": "nats / token",
+    "kl": "nats", "entropy": "nats", "tokens_per_second": "tokens / s",
     "truncated": "share of rows", "accuracy": "share", "exact_match": "share", "length": "tokens",
     "bits_per_byte": "bits / byte", "margin": "reward", "perplexity": "e^nats",
 }  # fmt: skip
@@ -44,10 +45,13 @@ def charts(rows: list[dict]) -> tuple[dict[str, list[Series]], dict[str, float]]
             name, label = (rest, split) if rest and split in SPLITS else (key, "train")
             lines.setdefault(name, {}).setdefault(label, []).append((row["step"], value))
     drawn, constant = {}, {}
-    for name in sorted(lines, key=_rank):
+    for name in sorted(lines, key=rank):
         seen = {value for line in lines[name].values() for _, value in line if value is not None}
         if len(seen) > 1:
-            drawn[name] = [Series(label, *map(list, zip(*line, strict=True))) for label, line in lines[name].items()]
+            chart = [Series(label, *map(list, zip(*line, strict=True))) for label, line in lines[name].items()]
+            # One figure often has several names (the loss, its only term): once is enough.
+            if not any(all(line in other for line in chart) for other in drawn.values()):
+                drawn[name] = chart
         elif seen:
             constant[name] = seen.pop()
     return drawn, constant
@@ -56,13 +60,14 @@ def charts(rows: list[dict]) -> tuple[dict[str, list[Series]], dict[str, float]]
 def unit(name: str, stage: str) -> str:
     """What a figure counts, for the axis; nothing where the name says it, or where nobody knows."""
     leaf = name.rsplit("/", 1)[-1]
-    if leaf == "loss" and not any(kind in stage for kind in ("pretrain", "sft")):
+    if leaf in ("loss", "nll") and not any(kind in stage for kind in ("pretrain", "sft")):
         return ""  # only cross-entropy is in nats a token
     return UNITS.get(leaf, "")
 
 
-def _rank(name):
-    leaf = name.rsplit("/", 1)[-1]
-    if leaf in LAST:
-        return 2, LAST.index(leaf)
-    return (0, FIRST.index(leaf)) if leaf in FIRST else (1, 0)
+def rank(name: str) -> tuple[int, int]:
+    """Sorts figures by how much they tell of what was learned."""
+    parts = name.split("/")
+    if parts[-1] in LAST or parts[-1].endswith("_squared"):
+        return 2, LAST.index(parts[-1]) if parts[-1] in LAST else len(LAST)
+    return min(((0, FIRST.index(part)) for part in parts if part in FIRST), default=(1, 0))

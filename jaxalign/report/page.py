@@ -5,10 +5,11 @@ import json
 import pathlib
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.report import claims, curves, plots
+from jaxalign.report import claims, curves, lineage, plots
 
 COLOURS = 8  # classes c0 … c7 of report.css
 CHARTS_SHOWN = 3  # of each stage; the others are folded away
+CHANGES_SHOWN = 4  # of a stage's figures before and after it
 PROMPTS_SHOWN = 6  # of each kind
 
 
@@ -17,8 +18,9 @@ def write_report(workdir) -> pathlib.Path:
 
     Reads `report.json` (claims, stages, versions …), each stage's `metrics.jsonl` in the folder of its name, and
     `answers.jsonl` (`{"prompt", "kind", "answers": {stage: text}}`; a prompt is text or a list of messages). What is
-    missing is said in its place. Optional in the report: `lineage` ([{"name", "from": stage or path, or a list}]; else
-    each stage's own, as its checkpoint has it) and a claim's `measure`, shown under its name.
+    missing is said in its place. A claim "title: text" starts a group, "… text" goes on with it. Optional are
+    `lineage` ([{"name", "from": stage or list of them}]; else what the stages' `config.json` name), and of a claim
+    `measure`, shown under its name, and `difference`, whether the value is one (else guessed from the name).
 
     Raises:
       ConfigError: no `report.json`.
@@ -33,14 +35,16 @@ def write_report(workdir) -> pathlib.Path:
     except ValueError as error:
         raise DataError(path, getattr(error, "lineno", None), "JSON", str(error)) from None
     stages = report.get("stages") or []
-    colours = {stage["name"]: f"c{index % COLOURS}" for index, stage in enumerate(stages)}
+    trained = [stage["name"] for stage in stages if stage.get("steps")]
+    colours = {stage["name"]: "plainly" for stage in stages}
+    colours |= {name: f"c{index % COLOURS}" for index, name in enumerate(trained)}
     sections = [
         _headline(report, stages),
         claims.section(report.get("claims") or []),
         _timeline(stages, colours),
         _learning_curves(workdir, stages, colours),
         _answers(workdir / "answers.jsonl", colours),
-        _lineage(report.get("lineage"), stages, colours),
+        _lineage(workdir, report, stages, colours),
         _versions(report),
     ]
     style = (pathlib.Path(__file__).parent / "report.css").read_text(encoding="utf-8")
@@ -75,7 +79,8 @@ def _headline(report, stages):
         (str(report.get("device") or "—"), "device"),
     ]
     cells = "".join(f"<div><b>{_text(value)}</b><span>{_text(label)}</span></div>" for value, label in facts)
-    chain = " → ".join(_text(stage["name"]) for stage in stages)
+    trained = [stage for stage in stages if stage.get("steps")]
+    chain = " · ".join(_text(stage["name"]) for stage in trained or stages)
     return (
         f'<header><p class="brand">jaxalign</p><h1>{title}</h1>'
         f'<p class="lead">From random weights to an assistant, measured at every step: {chain}.</p>'
@@ -111,16 +116,16 @@ def _changes(before, after):
     """Figures before and after a stage: two numbers, or two mappings of names to numbers."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
-    parts = []
-    for name in [*before, *(name for name in after if name not in before)]:
+    parts = {}
+    for name in sorted({**before, **after}, key=curves.rank):
         old, new = before.get(name), after.get(name)
-        if old is None and new is None:
+        # Terms that are the loss under another name would say the same again.
+        if (old, new) == (None, None) or (old, new) in parts or curves.rank(name)[0] > 1:
             continue
-        parts.append(
-            f'<span class="change">{_text(name.replace("_", " "))} {_text(plots.number(old))} → '
-            f"<b>{_text(plots.number(new))}</b></span>"
-        )
-    return "".join(parts)
+        came_from = "" if old is None else f"{_text(plots.number(old))} → "
+        shown = f"{_text(name.replace('_', ' '))} {came_from}<b>{_text(plots.number(new))}</b>"
+        parts[old, new] = f'<span class="change">{shown}</span>'
+    return "".join(list(parts.values())[:CHANGES_SHOWN])
 
 
 def _learning_curves(workdir, stages, colours):
@@ -198,37 +203,21 @@ def _card(row, colours):
     return f'<div class="card"><div class="prompt">{turns}</div><div class="answers">{cells}</div></div>'
 
 
-def _lineage(lineage, stages, colours):
-    parents = _parents(lineage, stages)
-    note = "which checkpoint each stage started from or used"
+def _lineage(workdir, report, stages, colours):
+    parents = lineage.parents_of(workdir, report)
+    note = "which stage started from which, or used what it left"
     if not parents:
         names = [stage["name"] for stage in stages]
         parents = {name: names[:index][-1:] for index, name in enumerate(names)}
-        note = "in the order they ran; the report holds no lineage of its own"
+        note = "in the order they ran; the run holds no lineage of its own"
     if not parents:
         return _section("Lineage", '<p class="note">no stages</p>')
     notes = {stage["name"]: f"{plots.number(stage['steps'])} steps" for stage in stages if stage.get("steps")}
     where = [(_text(stage["name"]), _text(stage.get("checkpoint") or "—")) for stage in stages]
     rows = "".join(f"<tr><td>{name}</td><td><code>{path}</code></td></tr>" for name, path in where)
-    graph = f'<div class="scroll">{plots.lineage_graph(parents, colours, notes)}</div>'
+    graph = f'<div class="scroll">{lineage.graph(parents, colours, notes)}</div>'
     table = f'<div class="scroll"><table class="plain">{rows}</table></div>'
     return _section("Lineage", f"{graph}<details><summary>checkpoints</summary>{table}</details>", note)
-
-
-def _parents(lineage, stages):
-    """{stage: stages it came from}, from the report's own list, else from what each stage's checkpoint says."""
-    names = {stage["name"] for stage in stages}
-    entries = [(entry.get("name"), entry.get("from")) for entry in lineage or [] if isinstance(entry, dict)]
-    if not entries:
-        own = [(stage["name"], stage.get("lineage")) for stage in stages]
-        entries = [(name, listed[-1].get("parent")) for name, listed in own if listed and isinstance(listed[-1], dict)]
-    parents = {}
-    for name, given in entries:
-        given = [given] if isinstance(given, str) else given or []
-        # A parent may be a path into a run: the stage is the last part of it that is a stage's name.
-        parts = [[part for part in pathlib.PurePath(str(p)).parts if part in names] for p in given]
-        parents[str(name)] = [found[-1] if found else str(p) for p, found in zip(given, parts, strict=True) if p]
-    return parents
 
 
 def _versions(report):

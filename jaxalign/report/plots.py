@@ -1,11 +1,11 @@
-"""Small SVG drawings without scripts: line charts, interval bars, and the graph of which checkpoint came from which.
+"""Small SVG drawings without scripts: line charts and interval bars.
 
 Colours are CSS classes (`report.css`), so one drawing serves light and dark. All text is escaped here.
 """
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 380, 220
@@ -44,15 +44,15 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: 
     for y in y_ticks:
         height = at(x_low, y)[1]
         body.append(_line("grid", LEFT, height, WIDTH - RIGHT, height))
-        body.append(_label("tick", LEFT - 7, height + 3.5, number(y), "end"))
+        body.append(label("tick", LEFT - 7, height + 3.5, number(y), "end"))
     for x in x_ticks:
         if x_low <= x <= x_high:
             across = at(x, y_low)[0]
             body.append(_line("axis", across, bottom, across, bottom + 4))
-            body.append(_label("tick", across, bottom + 16, number(x), "middle"))
+            body.append(label("tick", across, bottom + 16, number(x), "middle"))
     body.append(_line("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
-    body.append(_label("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
-    body.append(_label("label", LEFT, HEIGHT - 6, y_label, "start"))
+    body.append(label("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
+    body.append(label("label", LEFT, HEIGHT - 6, y_label, "start"))
     for index, line in enumerate(series):
         style = f"line {colour}" + (" second" if index else "")
         xs, ys = _thinned(line.steps, line.values)
@@ -63,9 +63,9 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: 
         drawn = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
         for x, y in drawn if index or len(xs) <= 25 else drawn[-1:]:
             body.append(_dot(f"dot {colour}", *at(x, y), 2.5))
-    label = html.escape(title)
+    title = html.escape(title)
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}"><title>{title}</title>'
         + "".join(body) + "</svg>"
     )  # fmt: skip
 
@@ -77,19 +77,26 @@ def interval_bar(
     direction: str | None,
     baseline: float | None,
     holds: bool,
+    difference: bool = False,
 ) -> str:
     """A value with its interval on a line, the target as a tick with its good side shaded, the baseline as a ring.
 
-    Figures within 0 and 1 are drawn on that range, so the bars of a table can be compared; others on their own.
+    Shares are drawn from 0 to 1 and small differences from −0.1 to 0.1, so that the bars of a table can be compared;
+    what lies outside on its own range.
     """  # fmt: skip
     marks = [x for x in (value, *(interval or ()), target, baseline) if x is not None]
-    low, high = (0.0, 1.0) if min(marks) >= 0 and max(marks) <= 1 else _margin([*marks, 0.0])
+    if difference:
+        low, high = (-0.1, 0.1) if max(map(abs, marks)) <= 0.1 else _margin([*marks, 0.0])
+    else:
+        low, high = (0.0, 1.0) if min(marks) >= 0 and max(marks) <= 1 else _margin([*marks, 0.0])
     width, height, pad = 250, 26, 6
 
     def at(x):
         return pad + (x - low) / (high - low) * (width - 2 * pad)
 
     body = [_line("axis", pad, 13, width - pad, 13)]
+    if difference:
+        body.append(_line("axis", at(0.0), 8, at(0.0), 18))
     if target is not None:
         if direction:
             start, end = (at(target), at(high)) if direction == "≥" else (at(low), at(target))
@@ -107,59 +114,6 @@ def interval_bar(
     text += f", target {direction or ''} {number(target)}" if target is not None else ""
     title = f"<title>{html.escape(text)}</title>"
     return f'<svg class="bar" viewBox="0 0 {width} {height}" role="img">{title}{"".join(body)}</svg>'
-
-
-def lineage_graph(parents: Mapping[str, Sequence[str]], colours: Mapping[str, str], notes: Mapping[str, str]) -> str:
-    """Boxes for stages, from left to right, with an arrow from each stage that handed over a checkpoint.
-
-    Args:
-      parents: stage to the stages it came from, in the order they ran; names that are no stage are drawn too.
-      colours: stage to CSS class.
-      notes: stage to a second line of text.
-    """
-    depth: dict[str, int] = {}
-
-    def deep(name, path=()):
-        if name not in depth:
-            # A name met again on its own path would be a loop: a broken lineage is drawn, never followed forever.
-            above = [deep(parent, (*path, name)) for parent in parents.get(name, ()) if parent not in (*path, name)]
-            depth[name] = 1 + max(above, default=-1)
-        return depth[name]
-
-    for name in [*parents, *(p for given in parents.values() for p in given)]:
-        deep(name)
-    # An arrow over more than one column goes in an arch above the boxes between, which needs room.
-    arched = {(parent, name) for name, given in parents.items() for parent in given if depth[name] - depth[parent] > 1}
-    top = 44 if arched else 10
-    rows: dict[int, int] = {}
-    place = {}
-    for name in sorted(depth, key=lambda n: depth[n]):
-        row = rows.get(depth[name], 0)
-        rows[depth[name]] = row + 1
-        place[name] = (10 + depth[name] * 178, top + row * 66)
-    width, height = max(x for x, _ in place.values()) + 146, max(y for _, y in place.values()) + 56
-    body = []
-    for name, given in parents.items():
-        for parent in given:
-            (x0, y0), (x1, y1) = place[parent], place[name]
-            x0, y0, y1 = x0 + 136, y0 + 22, y1 + 22
-            if (parent, name) in arched:
-                bend = f"C{x0 + 16},{y0 - 66} {x1 - 4},{y1 - 66} {x1 + 16},{y1 - 30}"
-                body.append(f'<path class="edge" d="M{x0 - 20},{y0 - 22} {bend}"/>')
-                body.append(
-                    f'<path class="head" d="M{x1 + 10},{y1 - 29} L{x1 + 19},{y1 - 23} L{x1 + 18},{y1 - 33} Z"/>'
-                )
-                continue
-            body.append(f'<path class="edge" d="M{x0},{y0} C{x0 + 24},{y0} {x1 - 28},{y1} {x1 - 7},{y1}"/>')
-            body.append(f'<path class="head" d="M{x1 - 8},{y1 - 4} L{x1 - 1},{y1} L{x1 - 8},{y1 + 4} Z"/>')
-    for name, (x, y) in place.items():
-        body.append(f'<rect class="node {colours.get(name, "")}" x="{x}" y="{y}" width="136" height="44" rx="8"/>')
-        body.append(_label("name", x + 68, y + 19, name, "middle"))
-        body.append(_label("tick", x + 68, y + 34, notes.get(name, ""), "middle"))
-    return (
-        f'<svg class="lineage" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" '
-        f'aria-label="which checkpoint came from which">{"".join(body)}</svg>'
-    )
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -196,7 +150,8 @@ def _dot(style, x, y, radius):
     return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
 
 
-def _label(style, x, y, text, anchor):
+def label(style, x, y, text, anchor) -> str:
+    """An SVG text, escaped."""
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.report import claims, curves, plots, write_report
+from jaxalign.report import claims, curves, lineage, plots, write_report
 from jaxalign.report.page import duration
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
@@ -92,7 +92,7 @@ def test_the_whole_story(tmp_path):
         "1 of 2 claims hold", "knows facts", "✓ holds", "✗ does not hold", "0.875 … 0.92", "≥ 0.9", "2 min 10 s",
         "1.5 GiB",
         "400k", "pretrain", "nats / token", "the same all along: truncated 0", "Capital of Velmora?", "Tarsin.",
-        "user And its flag?", "follow up", "(nothing)", "which checkpoint each stage started from", "jax 9.9.9",
+        "user And its flag?", "follow up", "(nothing)", "which stage started from which", "jax 9.9.9",
         "loss 6.5 → 1.25", "runs/x/ppo",
     ):  # fmt: skip
         assert part in page.text, part
@@ -121,7 +121,7 @@ def test_missing_pieces_are_said_in_their_place(tmp_path):
     metrics(run / "ppo", [{"step": 1, "reward": 1.0}, {"step": 2, "reward": 2.0}])
     text = checked(run).text
     assert "no answers.jsonl in this run" in text and "no metrics.jsonl with figures: pretrain" in text
-    assert "the report holds no lineage of its own" in text
+    assert "the run holds no lineage of its own" in text
 
 
 def test_an_empty_report_is_still_a_page(tmp_path):
@@ -182,6 +182,44 @@ def test_targets_are_read(claim, expected):
 
 
 @pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ({"name": "accuracy, SFT → PPO", "target": "≥ -0.03"}, True),
+        ({"name": "gain over PPO", "target": "≥ 0.25"}, False),
+        ({"name": "gain over PPO", "target": "≥ 0.25", "difference": True}, True),
+        ({"name": "gold score", "target": "> 0"}, True),
+        ({"name": "refused", "target": "≤ 0.20 → ≥ 0.95"}, False),
+        ({"name": "a → b", "target": "≤ 3", "difference": False}, False),
+    ],
+)
+def test_differences_are_told_from_levels(claim, expected):
+    assert claims.is_difference(claim) == expected
+
+
+def test_claims_are_grouped_by_their_titles(tmp_path):
+    named = ("PPO aligns: refused", "… wrongly refused", "PPO aligns: accuracy", "GRPO")
+    page = checked(
+        run_folder(
+            tmp_path / "run",
+            claims=[
+                {"name": name, "value": -0.01, "baseline": 0.9, "target": "≥ -0.03", "holds": True} for name in named
+            ],
+        )
+    )
+    kinds = [value for name, value in page.attributes if name == "class" and value in ("starts", "goes-on")]
+    assert kinds == ["starts", "goes-on", "goes-on", "starts"] and page.text.count("PPO aligns") == 1
+    # The level that a difference starts from is no point on its axis.
+    assert "baseline" not in [value for name, value in page.attributes if name == "class"]
+
+
+def test_figures_under_two_names_are_drawn_once():
+    rows = [
+        {"step": s, "nll": 1 / s, "loss": 1 / s, "dev/nll": 2 / s, "reward/numeric": s, "lr": 1 / s} for s in (1, 2)
+    ]
+    assert list(curves.charts(rows)[0]) == ["nll", "reward/numeric"]
+
+
+@pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (0.31, 0.97), (1, 1500), (-3, 4), (5, 5), (0, 0), (1e-9, 3e-9), (-2e9, 3e9), (0.999, 1.0)]
 )
 def test_ticks_are_round_and_cover(low, high):
@@ -227,7 +265,7 @@ def test_splits_share_a_chart_and_constants_are_listed():
     ]
     drawn, constant = curves.charts(rows)
     assert [line.name for line in drawn["loss"]] == ["train", "dev"] and drawn["loss"][1].values == [2, 1]
-    assert list(drawn) == ["loss", "pairs/accuracy"] and constant == {"truncated": 0}
+    assert list(drawn) == ["pairs/accuracy", "loss"] and constant == {"truncated": 0}
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):
@@ -235,26 +273,41 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert curves.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
-def test_lineage_is_read_from_the_stages_own_checkpoints(tmp_path):
-    stages = [
-        {
-            "name": name,
-            "lineage": [{"stage": "x", "parent": ""}, {"stage": name, "path": f"r/{name}", "parent": parent}],
-        }
-        for name, parent in (("pretrain", ""), ("sft", "r/pretrain"), ("dpo", "r/sft/checkpoints/40"))
-    ]
-    run = run_folder(tmp_path / "run")
-    (run / "report.json").write_text(json.dumps({"stages": stages}))
+def test_lineage_is_read_from_the_configs_of_the_stages(tmp_path):
+    names = ("world", "tokenizer", "pretrain", "sft", "reward", "ppo", "claims")
+    run = run_folder(tmp_path / "run", stages=names, lineage={"sft": [{"stage": "sft"}]})
+    configs = {
+        "world": {"init_from": "ppo"},  # a word that is a later stage's name is no path to it
+        "tokenizer": {"data": {"train": [{"path": f"{run}/world/text.jsonl"}]}},
+        "pretrain": {"tokenizer": f"{run}/tokenizer/t.model", "data": {"train": [{"path": f"{run}/world/a.jsonl"}]}},
+        "sft": {"tokenizer": f"{run}/tokenizer/t.model", "init_from": f"{run}/pretrain"},
+        "reward": {"init_from": f"{run}/sft/checkpoints/40"},
+        "ppo": {"init_from": f"{run}/sft", "reward_model": f"{run}/reward", "data": [f"{run}/world/b.jsonl"]},
+        "claims": {"sft": f"{run}/sft", "ppo": f"{run}/ppo"},
+    }
+    report = json.loads((run / "report.json").read_text())
+    report["stages"][-1]["steps"] = report["stages"][0]["steps"] = 0  # claims measures, world is used
+    (run / "report.json").write_text(json.dumps(report))
+    for name, config in configs.items():
+        (run / name).mkdir()
+        (run / name / "config.json").write_text(json.dumps(config))
+    assert lineage.parents_of(run, report) == {
+        "world": [], "tokenizer": ["world"], "pretrain": ["tokenizer"], "sft": ["pretrain"], "reward": ["sft"],
+        "ppo": ["sft", "reward"],
+    }  # fmt: skip
     page = checked(run)
-    assert "which checkpoint each stage started from" in page.text
-    assert [value for name, value in page.attributes if name == "class"].count("edge") == 2
+    assert "which stage started from which" in page.text
+    assert [value for name, value in page.attributes if name == "class"].count("edge") == 6
 
 
 def test_lineage_draws_every_box_and_arrow_and_survives_a_loop():
     parents = {"sft": ["pretrain"], "reward": ["sft"], "ppo": ["sft", "reward"]}
-    svg = plots.lineage_graph(parents, {}, {})
+    svg = lineage.graph(parents, {}, {})
     assert svg.count("<rect") == 4 and svg.count('class="edge"') == 4
-    assert plots.lineage_graph({"a": ["b"], "b": ["a"]}, {}, {}).count("<rect") == 2
+    # The long arrow, from sft to ppo, keeps clear of the reward model's box between them.
+    assert lineage._lane([2], 0, {(1, 0): "sft", (2, 0): "reward", (3, 0): "ppo"}) == 1
+    assert lineage._lane([2], 0, {(1, 0): "sft", (2, 0): "reward", (2, 1): "dpo", (3, 0): "ppo"}) == -1
+    assert lineage.graph({"a": ["b"], "b": ["a"]}, {}, {}).count("<rect") == 2
 
 
 @pytest.mark.parametrize(
