@@ -40,7 +40,7 @@ def run_pipeline(config, workdir):
     plan = _plan(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     summaries, claims = [], []
-    for name, stage_config in plan:
+    for name, stage_config, _ in plan:
         folder = workdir / name
         done = _finished(folder, name, stage_config)
         if done is None:
@@ -52,7 +52,7 @@ def run_pipeline(config, workdir):
             print(f"── {name} ── done, skipped", flush=True)
         summaries.append(done)
         claims += done.get("claims", [])
-        report = _report(config, summaries, claims)
+        report = _report(config, plan, summaries, claims)
         (workdir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
         write_report(workdir)
     return report
@@ -67,24 +67,26 @@ def _plan(config, workdir):
         if stage.get("stage") not in STAGES:
             raise ConfigError(f"stages.{name}.stage={stage.get('stage')!r} must be one of {', '.join(STAGES)}")
         configs.check(stage, STAGES[stage.stage].defaults())
-        known = [earlier for earlier, _ in plan]
-        resolved = ConfigDict(_resolve(stage.to_dict(), workdir, known, name))
+        parents = []
+        resolved = ConfigDict(_resolve(stage.to_dict(), workdir, [step[0] for step in plan], name, parents))
         resolved.seed = int(resolved.get("seed", 0)) + int(config.seed)
-        plan.append((name, resolved.lock()))
+        plan.append((name, resolved.lock(), list(dict.fromkeys(parents))))
     return plan
 
 
-def _resolve(value, workdir, known, at):
-    """The value with "@name/rest" turned into the path of that stage's folder, everywhere inside."""
+def _resolve(value, workdir, known, at, parents):
+    """The value with "@name/rest" turned into the path of that stage's folder, everywhere inside; the names that are
+    met are added to `parents`."""
     if isinstance(value, dict):
-        return {key: _resolve(item, workdir, known, f"{at}.{key}") for key, item in value.items()}
+        return {key: _resolve(item, workdir, known, f"{at}.{key}", parents) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item, workdir, known, at) for item in value)
+        return type(value)(_resolve(item, workdir, known, at, parents) for item in value)
     if not isinstance(value, str) or not value.startswith("@"):
         return value
     name, _, rest = value[1:].partition("/")
     if name not in known:
         raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {', '.join(known) or 'none'}")
+    parents.append(name)
     return str(workdir / name / rest) if rest else str(workdir / name)
 
 
@@ -114,14 +116,14 @@ def _difference(old, new, at=""):
     return ""
 
 
-def _report(config, summaries, claims):
+def _report(config, plan, summaries, claims):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     device = jax.devices()[0]
     keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint")
     return {
         "claims": claims,
         "stages": [{key: summary.get(key) for key in keys} for summary in summaries],
-        "lineage": {s["name"]: s["lineage"] for s in summaries if s.get("lineage")},
+        "lineage": [{"name": name, "from": parents} for name, _, parents in plan[: len(summaries)]],
         "wall_seconds": sum(s["seconds"] for s in summaries),
         "peak_rss_gib": peak,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},

@@ -1,12 +1,13 @@
 """Writes the miniature world of the quickstart as data files."""
 
+import dataclasses
 import json
 import pathlib
 import time
 
 from ml_collections import ConfigDict
 
-from jaxalign.data.world import Shares, write_world
+from jaxalign.data.world import Shares, Sizes, write_world
 
 
 class MakeWorld:
@@ -16,8 +17,8 @@ class MakeWorld:
 
     @staticmethod
     def defaults():
-        return ConfigDict(dict(stage="world", seed=0, num_entities=192, num_unknown=1500, digits=2, shares=dict(),
-                               sizes=dict())).lock()
+        return ConfigDict(dict(stage="world", seed=0, num_entities=192, num_unknown=1500, digits=2,
+                               shares=dataclasses.asdict(Shares()), sizes=_sizes())).lock()
 
     @staticmethod
     def run(config, workdir):
@@ -30,3 +31,7 @@ class MakeWorld:
                    "lands": manifest["lands"]}
         (workdir / "done.json").write_text(json.dumps(summary, indent=1))
         return summary
+
+
+def _sizes():
+    return {key: dict(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(Sizes()).items()}
