@@ -123,7 +123,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     size = 10 ** math.floor(math.log10((high - low) / count))
     step = next(size * k for k in (1, 2, 5, 10) if (high - low) / (size * k) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    # To 12 digits, not 12 decimals: a divergence of 1e-14 has an axis too.
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def number(value) -> str:

@@ -1,0 +1,70 @@
+"""The whole pipeline on real text: books, TinyStories, instructions, human preferences, generated sums.
+
+    jaxalign pipeline --config=configs/first_light.py --workdir=runs/first_light
+
+About half an hour on two CPU cores. Needs the sets under $JAXALIGN_SHARED_DATA (else ../shared/data beside the
+repository) and the extra `reasoning`. Figures, whatever they are: experiments/first_light/README.md.
+"""
+
+import os
+import pathlib
+
+from jaxalign.pipeline import pipeline_config
+from jaxalign.stages import default_config
+
+BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = os.environ.get("JAXALIGN_SHARED_DATA") or str(BESIDE)
+
+
+def stage(name, peak_lr=None, **changes):
+    """The defaults of a stage with some of them changed, nested groups key by key."""
+    config = default_config(name)
+    schedule = dict(peak_lr=peak_lr, schedule="linear", warmup_steps=30, end_fraction=0.05) if peak_lr else {}
+    config.update(dict(changes, optimizer=schedule) if schedule else changes)
+    return config
+
+
+def source(path, shape, **more):
+    return dict(path=path if path.startswith("@") else f"{DATA}/{path}", shape=shape, **more)
+
+
+def get_config():
+    books, stories = "pretrain/books.{}.jsonl.gz", "pretrain/tinystories.{}.jsonl"
+    dev = dict(split="dev", holdout=0.05)  # of the sets that come without a dev file
+    text = dict(train=[source(books.format("train"), "text", share=0.7),
+                       source(stories.format("train"), "text", share=0.3)],
+                dev=[source(books.format("dev"), "text"), source(stories.format("dev"), "text")])
+    talk = [source("sft/alpaca_en_demo.json", "alpaca"), source("sft/rasbt_instruction_data.json", "alpaca"),
+            source("sft/gpteacher_roleplay.json", "alpaca"), source("sft/topical_chat.valid_freq.jsonl", "messages"),
+            source("sft/dolly_sample.jsonl", "prompt_response", strip_end="###eos_token###")]
+    shares = (0.2, 0.1, 0.2, 0.15, 0.05)
+    chosen = [source("preference/hh_harmless.train.jsonl.gz", "pairs", share=0.1)]  # learned from as conversations
+    made = [source("@reasoning/sft.jsonl", "prompt_response", share=0.2)]
+    talk = dict(train=[dict(s, split="train", share=share) for s, share in zip(talk, shares)] + chosen + made,
+                dev=[dict(s, **dev) for s in talk], on_bad_row="skip")
+    pairs = dict(train=[source("preference/hh_harmless.train.jsonl.gz", "pairs")],
+                 dev=[source("preference/hh_harmless.dev.jsonl.gz", "pairs")], on_bad_row="skip", truncate="left")
+    trees = [source("preference/oasst_trees.jsonl", "oasst_trees", holdout=0.2, split=s) for s in ("train", "dev")]
+    asked = dict(train=pairs["train"], on_bad_row="skip")
+    sums = dict(train=[source("@reasoning/train.jsonl", "prompts", share=0.9),
+                       source("preference/hh_harmless.train.jsonl.gz", "pairs", share=0.1)], on_bad_row="skip")
+    problems = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2)
+    return pipeline_config(
+        reasoning=stage("reasoning", options=problems, sft=4000, train=4000, dev=500),
+        tokenizer=stage("tokenizer", vocab_size=2048, model_type="bpe", max_chars=6_000_000,
+                        data=dict(train=text["train"] + talk["train"][:-1])),
+        pretrain=stage("pretrain", 3e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
+                       log_every=50, eval_batches=0, data=text),
+        sft=stage("sft", 1e-3, init_from="@pretrain", steps=300, batch_size=12, length=384, log_every=25,
+                  eval_batches=0, data=talk),
+        reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=160,
+                           batch_size=8, length=256, log_every=20, eval_batches=0, data=pairs),
+        reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=60, batch_size=4, length=448, max_answers=4,
+                     log_every=10, eval_batches=0, data=dict(train=trees[:1], dev=trees[1:], on_bad_row="skip")),
+        dpo=stage("dpo", 1e-4, init_from="@sft", steps=100, batch_size=8, length=256, log_every=10, eval_batches=0,
+                  data=pairs),
+        ppo=stage("ppo", 2e-4, init_from="@sft", reward_model="@reward_pairs", steps=32, batch_size=64, length=96,
+                  max_new_tokens=64, log_every=2, data=asked),
+        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=80, length=48, max_new_tokens=16, log_every=5,
+                   rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
+    )
