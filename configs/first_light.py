@@ -52,7 +52,7 @@ def get_config():
     return pipeline_config(
         reasoning=stage("reasoning", options=problems, sft=4000, train=4000, dev=500),
         tokenizer=stage("tokenizer", vocab_size=2048, model_type="bpe", max_chars=6_000_000,
-                        data=dict(train=text["train"] + talk["train"][:-1])),
+                        data=dict(train=text["train"] + talk["train"][:5])),
         pretrain=stage("pretrain", 3e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
                        log_every=50, eval_batches=0, data=text),
         sft=stage("sft", 1e-3, init_from="@pretrain", steps=300, batch_size=12, length=384, log_every=25,

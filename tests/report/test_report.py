@@ -220,7 +220,8 @@ def test_figures_under_two_names_are_drawn_once():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.31, 0.97), (1, 1500), (-3, 4), (5, 5), (0, 0), (1e-9, 3e-9), (4.5e-14, 5e-14), (-2e9, 3e9), (0.999, 1.0)]
+    ("low", "high"),
+    [(0, 1), (0.31, 0.97), (1, 1500), (-3, 4), (5, 5), (0, 0), (1e-9, 3e-9), (4.5e-14, 5e-14), (-2e9, 3e9), (0.999, 1.0)],
 )
 def test_ticks_are_round_and_cover(low, high):
     marks = plots.ticks(low, high, 5)
