@@ -27,11 +27,12 @@ def unshifted(tokens_BT, targets_BT, segment_ids_BT):
     """The whole sequences of a shifted batch, (B, T+1): inputs drop a row's last token, which a score must see.
 
     Returns:
-      (tokens, segment_ids) of one document a row, from its first token to its last target.
+      (tokens, segment_ids) of one document a row, from its first token to its last target, wherever the padding is.
     """
-    filled_BT = jnp.where(segment_ids_BT > 0, targets_BT, tokens_BT)
-    tokens = jnp.concatenate([tokens_BT[:, :1], filled_BT], axis=1)
-    return tokens, jnp.concatenate([segment_ids_BT[:, :1], segment_ids_BT], axis=1)
+    # Column t holds the target of column t - 1; a document's first token, which is nobody's target, its own input.
+    before, here = jnp.pad(segment_ids_BT, ((0, 0), (1, 0))), jnp.pad(segment_ids_BT, ((0, 0), (0, 1)))
+    inputs, targets = jnp.pad(tokens_BT, ((0, 0), (0, 1))), jnp.pad(targets_BT, ((0, 0), (1, 0)))
+    return jnp.where(before > 0, targets, inputs), jnp.maximum(before, here)
 
 
 def score_at_end(score_BT, segment_ids_BT):

@@ -9,39 +9,12 @@ import numpy as np
 import pytest
 import transformer_reference as reference
 from flax import nnx
+from tiny_models import CONFIG, abstract, logits, split
 
 from jaxalign.errors import ConfigError
-from jaxalign.models.transformer import REMAT_POLICIES, ModelConfig, Transformer, logits_of
+from jaxalign.models.transformer import REMAT_POLICIES
 
-CONFIG = ModelConfig(vocab_size=23, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=20)
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
-
-
-@functools.cache
-def split(config):
-    graphdef, _ = abstract(config)
-    # Compiled quickly, for it runs once.
-    make = jax.jit(lambda key: nnx.split(Transformer(config, rngs=nnx.Rngs(params=key)))[1],
-                   compiler_options={"xla_backend_optimization_level": 0})
-    params = make(jax.random.key(0))
-    # Embeddings of a trained size, so that attention is far from uniform, and scales that differ from 1.
-    rng = np.random.default_rng(0)
-    params["embed"].set_value(np.asarray(params["embed"][...]) * np.float32(30.0))
-    for name in ("attention_norm", "mlp_norm"):
-        scale = params["layers"][name]["scale"]
-        scale.set_value(rng.uniform(0.5, 1.5, scale.shape).astype(np.float32))
-    return graphdef, params
-
-
-def abstract(config):
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-
-
-def logits(graphdef, params, *inputs):
-    model = nnx.merge(graphdef, params)
-    return logits_of(model(*inputs), model.unembedding_DV)
-
-
 run = jax.jit(logits, static_argnums=0)
 
 
@@ -116,8 +89,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_masters():
 
 def test_every_parameter_names_its_axes():
     for tied in (True, False):
-        _, params = nnx.split(nnx.eval_shape(lambda: Transformer(dataclasses.replace(CONFIG, tied_embeddings=tied),
-                                                                 rngs=nnx.Rngs(0))))
+        _, params = abstract(dataclasses.replace(CONFIG, tied_embeddings=tied))
         variables = jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "get_metadata"))
         assert len(variables) == 11 + (not tied)
         for variable in variables:

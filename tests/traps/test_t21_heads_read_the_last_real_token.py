@@ -1,0 +1,62 @@
+"""t21: the reward or value head is read at the padding, not at the last real token."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import CONFIG, NAMES, documents, rows, split
+
+from jaxalign.models.heads import ScalarModel
+from jaxalign.stages.reward import score_rows
+
+WRITTEN = documents((8, 5, 2))
+
+
+@functools.cache
+def functions():
+    graphdef, params = split(CONFIG, ScalarModel)
+    score = jax.jit(lambda tokens, targets, segments: score_rows(graphdef, params, tokens, targets, segments))
+    value = jax.jit(lambda *inputs: nnx.merge(graphdef, params)(*inputs))
+    return score, value
+
+
+@functools.cache
+def expected():
+    """For each document, unpadded: the head at every token."""
+    return [np.asarray(functions()[1](np.array([document], np.int32)))[0] for document in WRITTEN]
+
+
+PADDINGS = {
+    "right": dict(length=11),
+    "right, other ids": dict(length=11, pad=9),
+    "more of it": dict(length=19),
+    "left": dict(length=11, starts=[11 - 7, 11 - 4, 11 - 1], pad=9),
+    "both sides": dict(length=11, starts=[2, 3, 5], pad=9),
+}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_t21_a_score_is_read_at_the_last_token_of_the_whole_document(padding):
+    batch = rows(WRITTEN, **PADDINGS[padding])
+    got = functions()[0](batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"])
+    last = [values[-1] for values in expected()]
+    np.testing.assert_allclose(got, last, rtol=1e-4, atol=1e-4)
+    # The neighbours that a slip of one would read are well away.
+    assert min(abs(values[-1] - values[-2]) for values in expected()) > 1e-2
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_t21_a_value_is_read_before_each_target_is_drawn(padding):
+    batch = rows(WRITTEN, **PADDINGS[padding])
+    got = np.asarray(functions()[1](*(batch[name] for name in NAMES)))
+    for row, values in enumerate(expected()):
+        np.testing.assert_allclose(got[row][batch["mask_BT"][row] > 0], values[:-1], rtol=1e-4, atol=1e-4)
+
+
+def test_t21_values_of_packed_documents_are_their_own():
+    batch = rows(WRITTEN, 14, packed=True)
+    got = np.asarray(functions()[1](*(batch[name] for name in NAMES)))[0]
+    np.testing.assert_allclose(got[batch["segment_ids_BT"][0] > 0], np.concatenate([v[:-1] for v in expected()]),
+                               rtol=1e-4, atol=1e-4)
