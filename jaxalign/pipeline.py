@@ -1,6 +1,7 @@
 """A chain of stages, each starting from what the one before left; finished ones are skipped."""
 
 import json
+import os
 import pathlib
 import platform
 import resource
@@ -127,6 +128,6 @@ def _report(config, plan, summaries, claims):
         "wall_seconds": sum(s["seconds"] for s in summaries),
         "peak_rss_gib": peak,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
-        "device": f"{device.platform} {device.device_kind} × {jax.device_count()}",
+        "device": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} CPU cores",
         "seed": int(config.seed),
     }

@@ -200,7 +200,7 @@ def _side_by_side(sheets, models, rows, shown):
         by_set.setdefault(row["set"], []).append(row)
     chosen = [row for group in by_set.values() for row in group[:: max(1, len(group) // shown)][:shown]]
     texts = {name: models[name].reply([row["messages"] for row in chosen], temperature=0.0) for name in sheets}
-    return [{"prompt": "\n".join(m["content"] for m in row["messages"]), "kind": row["set"],
+    return [{"prompt": row["messages"], "kind": row["set"],
              "answers": {name: texts[name][i] for name in sheets}} for i, row in enumerate(chosen)]
 
 
@@ -224,6 +224,7 @@ class _Claims:
         strict = "=" not in target and target[0] in "<>"
         margin = (value - bound) * sign
         self.add(name, value, before.mean, target, after.n, interval, margin > 0 if strict else margin >= 0)
+        self.rows[-1]["difference"] = True
 
     def number(self, name, measured, target, holds, value=None):
         self.add(name, measured.mean if value is None else value, None, target, measured.n, measured.interval(), holds)
