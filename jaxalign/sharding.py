@@ -88,6 +88,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def put_batch(batch, mesh: Mesh):
+    """A tree of numpy arrays as arrays over the mesh, rows split; of several processes each gives its own rows."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def look_up(table_VD, tokens_BT):
+    """`table[tokens]`, each device looking up its own rows: in the mesh of `jax.set_mesh`, if there is one.
+
+    Left to itself, the compiler splits the result as the table is split, by columns, and drags that through the layers.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(MESH_AXES) <= set(mesh.axis_names) or tokens_BT.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return table_VD[tokens_BT]
+    # As with every other matrix under fsdp, the columns come together before use.
+    table_VD = jax.lax.with_sharding_constraint(table_VD, partition_spec(("vocab", None), table_VD.shape, mesh))
+    return jax.lax.with_sharding_constraint(table_VD[tokens_BT], BATCH_SPEC)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -11,6 +11,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.attention import Attention, causal_mask
 from jaxalign.models.cache import Cache
 from jaxalign.models.layers import Linear, RMSNorm, SwiGLU, param, rotary_angles
+from jaxalign.sharding import look_up
 
 REMAT_POLICIES = {
     "none": None,
@@ -162,7 +163,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x_BTD), Cache(keys, values, seen_BS, start + T)
 
     def _embedded(self, tokens_BT):
-        return self.embed[...][tokens_BT].astype(self.config.jnp_dtype)
+        return look_up(self.embed[...], tokens_BT).astype(self.config.jnp_dtype)
 
 
 def logits_of(hidden, unembedding_DV):

@@ -8,7 +8,7 @@ from jaxalign.experience.rows import minibatches, response_rows
 from jaxalign.errors import ConfigError
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
-from jaxalign.sharding import batch_sharding
+from jaxalign.sharding import put_batch
 from jaxalign.stages.stage import Stage
 
 RL_DEFAULTS = dict(
@@ -30,13 +30,14 @@ class PolicyStage(Stage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         c = config
+        if c.temperature <= 0:
+            raise ConfigError(f"temperature={c.temperature} must be above 0: what is always the same teaches nothing")
         rows = c.prompts_per_rollout * c.samples_per_prompt
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
-        place = batch_sharding(mesh)
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
                                batch_size=rows, bucket=c.length, pad_id=self.tokenizer.pad_id,
-                               place=lambda x: jax.device_put(x, place))
+                               place=lambda x: put_batch(x, mesh))
         self.row_length = -(-(c.length + c.max_new_tokens) // 8) * 8
         self._targets = jax.jit(self.targets)
 
@@ -52,18 +53,23 @@ class PolicyStage(Stage):
         c = self.config
         rows, prompts = self._prompts(next(self.train_data), c.samples_per_prompt)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(prompts))
-        rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
+        with jax.set_mesh(self.mesh):
+            rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
         batch = response_rows(prompts, rollouts, self.row_length, self.tokenizer.pad_id)
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         batch["finished_B"] = rollouts.finished.astype(np.float32)
         batch["reward_B"], parts = self.rewards(rows, responses)
-        made, figures = self._targets(state.trainable, self.frozen,
-                                      jax.device_put(batch, batch_sharding(self.mesh)))
+        with jax.set_mesh(self.mesh):
+            made, figures = self._targets(state.trainable, self.frozen, put_batch(batch, self.mesh))
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
         length_B = rollouts.mask.sum(1)
         figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
         return minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step))), figures
+
+    def statistics(self, policy, batch):
+        """Of the distribution that is sampled from: the ratio of two temperatures would not be 1 for equal policies."""
+        return super().statistics(policy, batch, temperature=self.config.temperature)
 
     def rewards(self, rows, responses):
         """(reward_B float32, figures): what can be said of the responses' text alone."""
@@ -75,7 +81,7 @@ class PolicyStage(Stage):
 
     def sampler_figures(self, logp_BT, batch):
         """How far the sampler's log-probabilities are from the trainer's: k3 of KL(sampler ‖ trainer), nats a token."""
-        difference = (logp_BT - batch["rollout_logp_BT"]) * batch["mask_BT"]
+        difference = (logp_BT - batch["sampler_logp_BT"]) * batch["mask_BT"]
         return {"sampler_kl": masked_mean(jnp.expm1(difference) - difference, batch["mask_BT"])}
 
     def evaluate(self, state):

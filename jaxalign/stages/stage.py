@@ -20,7 +20,7 @@ from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
-from jaxalign.sharding import batch_sharding, shardings
+from jaxalign.sharding import put_batch, shardings
 from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
 
@@ -138,8 +138,8 @@ class Stage:
         for n, batch in enumerate(self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")):
             if n >= self.config.eval_batches > 0:
                 break
-            sums = self._evaluate_step(state.trainable, self.frozen,
-                                       jax.device_put(arrays(batch), batch_sharding(self.mesh)))
+            with jax.set_mesh(self.mesh):
+                sums = self._evaluate_step(state.trainable, self.frozen, put_batch(arrays(batch), self.mesh))
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
 

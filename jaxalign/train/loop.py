@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxalign.errors import CheckpointError
-from jaxalign.sharding import batch_sharding
+from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpointer
 from jaxalign.train.metrics import MetricsWriter
 from jaxalign.train.optimizer import make_optimizer
@@ -67,7 +67,6 @@ def fit(stage, workdir, config, mesh) -> Result:
     step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
                       donate_argnums=0)
     step = int(state.step)
-    place = batch_sharding(mesh)
     with MetricsWriter(workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
         stage.warn = writer.warn
 
@@ -87,8 +86,10 @@ def fit(stage, workdir, config, mesh) -> Result:
         pending, unlogged, after, saved = None, 0, {}, step if resumed else -1
         while step < config.steps:
             batches, figures = stage.next_batches(state)
+            batches = batches[:config.steps - step]  # a rollout may hold more steps than are left
             for batch in batches:
-                state, metrics = step_fn(state, stage.frozen, jax.device_put(batch, place))
+                with jax.set_mesh(mesh):
+                    state, metrics = step_fn(state, stage.frozen, put_batch(batch, mesh))
                 step += 1
                 count = int(np.count_nonzero(batch["segment_ids_BT"])) if "segment_ids_BT" in batch else sum(
                     int(np.count_nonzero(x)) for name, x in batch.items() if name.startswith("segment_ids"))
