@@ -70,6 +70,36 @@ def bootstrap_mean(
     return float(sums.sum() / counts.sum()), low, high
 
 
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Σ numerators / Σ denominators and its percentile bootstrap interval, drawing both parts of an item together.
+
+    Args:
+      numerators, denominators: one of each an item, e.g. the nats and the tokens of a text; denominators ≥ 0.
+      confidence, draws, seed: as in `bootstrap_mean`.
+
+    Returns:
+      (ratio, low, high).
+
+    Raises:
+      ValueError: for no items, lengths that differ, or denominators that are all 0.
+    """
+    above, below = _paired(numerators, denominators)
+    if not len(above) or not below.sum() > 0 or below.min() < 0:
+        raise ValueError(f"{len(below)} denominators: expected at least one, none below 0, not all of them 0")
+    weights = _resamples(len(above), draws, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = (weights @ above) / (weights @ below)
+    low, high = _percentiles(ratios[np.isfinite(ratios)], confidence)
+    return float(above.sum() / below.sum()), low, high
+
+
 def bootstrap_difference(
     before: Sequence[float],
     after: Sequence[float],

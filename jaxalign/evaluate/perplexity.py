@@ -1,0 +1,71 @@
+"""How well a model predicts text: nats per target token, perplexity, bits per byte."""
+
+import math
+import re
+
+import numpy as np
+
+from jaxalign.data.pipeline import batches
+from jaxalign.evaluate.statistics import bootstrap_ratio
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BLOCKS = 1000  # groups that an interval is bootstrapped over: enough for it, and little memory however long the text
+
+
+def perplexity(assistant, source, intake, *, batch_size, length):
+    """Loss over the targets of a source: every token of a text, the assistant's turns of a conversation.
+
+    Bits per byte are those of the targets' own text: what special tokens (end of turn, end of text) cost is in the
+    numerator, their zero bytes in the denominator, so that tokenizers can be compared. A text longer than a row is cut
+    into pieces, each predicted from its own beginning: longer rows give lower figures.
+
+    Args:
+      assistant: an `Assistant`.
+      source: one source as in a config; its bad rows were met by `intake` already.
+      intake: an `Intake`, whose report is told what was truncated.
+      batch_size, length: rows at a time and positions a row.
+    Returns:
+      {"nats_per_token", "perplexity", "bits_per_byte"}, each {"value", "n", "ci95"}; intervals bootstrapped over rows.
+      n is tokens for the first two, bytes for the third, which is left out where the tokenizer met text it can't write.
+    """
+    tokenizer = assistant.tokenizer
+    size = piece_bytes(tokenizer)
+    begins = np.zeros(tokenizer.vocab_size, bool)
+    begins[list(tokenizer.special_ids)] = True
+    prefix = int(tokenizer.spell(tokenizer.encode("a")[:1]).startswith(" "))
+    iterator = batches(source, tokenizer, kind="tokens", batch_size=batch_size, length=length, shuffle=False,
+                       repeat=False, on_bad_row="skip")
+    intake.report.truncated, intake.report.bad = iterator.report.truncated, iterator.report.bad
+    nats, tokens, text_bytes, unknown = [], [], [], False
+    for batch in iterator:
+        mask_BT, targets_BT = batch["mask_BT"], batch["targets_BT"]
+        nats.append(-(np.where(mask_BT > 0, assistant.logp(batch), 0.0)).sum(1, dtype=np.float64))
+        tokens.append(mask_BT.sum(1))
+        # A tokenizer that puts a space before the first word counts it where a text begins, which is after a special.
+        first_BT = begins[batch["tokens_BT"]] & ~begins[targets_BT]
+        text_bytes.append(((size[targets_BT] - prefix * first_BT) * mask_BT).sum(1))
+        unknown |= bool(((targets_BT == tokenizer.unk_id) & (mask_BT > 0)).any())
+    nats, tokens, text_bytes = (_blocks(np.concatenate(x)) for x in (nats, tokens, text_bytes))
+    loss, low, high = bootstrap_ratio(nats, tokens)
+    n = int(tokens.sum())
+    figures = {"nats_per_token": {"value": loss, "n": n, "ci95": (low, high)},
+               "perplexity": {"value": math.exp(loss), "n": n, "ci95": (math.exp(low), math.exp(high))}}
+    if not unknown and text_bytes.sum():
+        value, low, high = bootstrap_ratio(nats / math.log(2), text_bytes)
+        figures["bits_per_byte"] = {"value": value, "n": int(text_bytes.sum()), "ci95": (low, high)}
+    return figures
+
+
+def piece_bytes(tokenizer):
+    """UTF-8 bytes that each id stands for in a text, (V,); 0 for special tokens."""
+    sizes = np.zeros(tokenizer.vocab_size, np.int64)
+    for i in range(tokenizer.vocab_size):
+        if i not in tokenizer.special_ids and i != tokenizer.unk_id:
+            piece = tokenizer.piece(i)
+            sizes[i] = 1 if _BYTE.fullmatch(piece) else len(piece.replace("\u2581", " ").encode())
+    return sizes
+
+
+def _blocks(values):
+    """Sums of every `_BLOCKS`th row: rows that stand side by side, and may be of one text, come into different sums."""
+    return np.bincount(np.arange(len(values)) % _BLOCKS, values) if len(values) > _BLOCKS else values.astype(float)

@@ -1,0 +1,110 @@
+"""Whether a model orders answers as people did."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxalign.data import encode
+from jaxalign.data.chat import TEMPLATE
+from jaxalign.data.rows import pairs_of
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import DataError
+from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, kendall_tau_b, wilson
+from jaxalign.models.heads import ScalarModel, score_at_end, unshifted
+from jaxalign.models.transformer import ModelConfig
+from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
+
+
+class RewardModel:
+    """A reward stage's checkpoint with its tokenizer: conversations in, one score each out."""
+
+    def __init__(self, graphdef, params, tokenizer):
+        self.graphdef, self.params, self.tokenizer = graphdef, params, tokenizer
+        self._score = jax.jit(self._scores)
+
+    @classmethod
+    def load(cls, checkpoint):
+        """From a reward stage's workdir or one checkpoint's folder. Raises CheckpointError."""
+        folder, meta = read_meta(checkpoint)
+        config = ModelConfig(**meta["model"])
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: ScalarModel(config, rngs=nnx.Rngs(0))))
+        return cls(graphdef, load_params(folder, "reward", abstract), Tokenizer(unpack_tokenizer(meta)))
+
+    def score(self, batch):
+        """Score of the one conversation in each row of a numpy batch of tokens, (B,)."""
+        return np.asarray(self._score(self.params, batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"]))
+
+    def _scores(self, params, tokens_BT, targets_BT, segment_ids_BT):
+        tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
+        return score_at_end(nnx.merge(self.graphdef, params)(tokens, segment_ids_BT=segments), segments)
+
+
+def preferences(model, rows, intake, *, batch_size, length):
+    """Agreement with human rankings.
+
+    A reward model orders answers by their score, a language model by the sum of its log-probabilities of the answer's
+    tokens (end of turn included), which favours short answers; so their mean is given beside it.
+
+    Args:
+      model: a `RewardModel` or an `Assistant`.
+      rows: `Ranking`s.
+      intake: an `Intake`: rows whose answers do not fit in `length` are bad rows; prompts are cut on the left.
+      batch_size, length: answers at a time and positions each.
+    Returns:
+      {"accuracy", "kendall_tau_b"}, each {"value", "n", "ci95"}; for a language model also "accuracy_per_token".
+      Accuracy is the share of judged pairs ordered alike, a draw counting one half; τ-b is the mean over rankings of
+      three answers or more, left out where there is none. Intervals: Wilson's for pairs of their own, bootstrapped by
+      prompt where one prompt gives several pairs.
+    """
+    corpus, origin = encode.rankings(enumerate(rows), model.tokenizer, intake, length=length, truncate="left",
+                                     template=TEMPLATE, pairs=False, max_answers=None)
+    if not len(corpus):
+        raise DataError(rows[0].path, None, f"answers that fit in {length} tokens", "none", "a larger --length")
+    rows = [rows[n] for n in origin]
+    judge = isinstance(model, RewardModel)
+    totals, lengths = _measure(model, corpus, batch_size, judge)
+    members = [member[member >= 0] for member in corpus.member_R]
+    figures = {"accuracy": _accuracy(rows, [totals[member] for member in members])}
+    if not judge:
+        figures["accuracy_per_token"] = _accuracy(rows, [(totals / lengths)[member] for member in members])
+    taus = [kendall_tau_b([-rank for rank in row.ranks], totals[member]) for row, member in zip(rows, members)
+            if len(row.ranks) > 2]
+    taus = [tau for tau in taus if not np.isnan(tau)]
+    if taus:
+        value, low, high = bootstrap_mean(taus)
+        figures["kendall_tau_b"] = {"value": value, "n": len(taus), "ci95": (low, high)}
+    return figures
+
+
+def _measure(model, corpus, batch_size, judge):
+    """(score or summed log-probability, number of the answer's tokens) of every sequence, each measured once."""
+    totals, lengths = (np.zeros(len(corpus.sequences.size), np.float64) for _ in range(2))
+    per_batch = max(1, batch_size // corpus.member_R.shape[1])
+    for first in range(0, len(corpus), per_batch):
+        items = np.arange(first, min(first + per_batch, len(corpus)))
+        # The last batch has as many rows as the others, some of them empty, so that nothing is compiled twice.
+        batch = corpus.batch(items, items - first, per_batch)
+        flat = {f"{name}_BT": batch[f"{name}_BRT"].reshape(-1, corpus.length)
+                for name in ("tokens", "targets", "mask", "positions", "segment_ids")}
+        values = model.score(flat) if judge else (np.where(flat["mask_BT"] > 0, model.logp(flat), 0.0)).sum(1)
+        member, there = corpus.member_R[items], corpus.member_R[items] >= 0
+        shape = batch["answer_mask_BR"].shape
+        totals[member[there]] = values.reshape(shape)[:len(items)][there]
+        lengths[member[there]] = flat["mask_BT"].sum(1).reshape(shape)[:len(items)][there]
+    return totals, lengths
+
+
+def _accuracy(rows, values):
+    won, judged = [], []
+    for row, value in zip(rows, values):
+        pairs = pairs_of(row)
+        won.append(sum(0.5 * (1 + np.sign(value[better] - value[worse])) for better, worse, _ in pairs))
+        judged.append(len(pairs))
+    n = sum(judged)
+    if not n:
+        raise DataError(rows[0].path, None, "at least one pair of answers that people ordered", "ties only",
+                        "give ranks that differ")
+    if max(judged) == 1:
+        return {"value": float(sum(won)) / n, "n": n, "ci95": wilson(float(sum(won)), n)}
+    value, low, high = bootstrap_ratio(won, judged)
+    return {"value": value, "n": n, "ci95": (low, high)}

@@ -1,0 +1,198 @@
+"""Every figure of `jaxalign evaluate` against one worked out by hand, and every combination that has none."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.data.rows import Prompt
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import CheckpointError, ConfigError, DataError
+from jaxalign.evaluate import evaluate_checkpoint
+from jaxalign.evaluate.assistant import Assistant
+from jaxalign.evaluate.matching import match_answers
+from jaxalign.evaluate.perplexity import piece_bytes
+from jaxalign.evaluate.refusals import refusals
+from jaxalign.evaluate.statistics import bootstrap_ratio
+from tests.evaluate.conftest import LINES, chat, write
+
+
+def logp_of(assistant, ids, first):
+    """Σ log p of ids[first:] by a plain forward pass."""
+    tokens = np.asarray([ids[:-1]], np.int32)
+    batch = {"tokens_BT": tokens, "targets_BT": np.asarray([ids[1:]], np.int32),
+             "positions_BT": np.arange(tokens.shape[1], dtype=np.int32)[None],
+             "segment_ids_BT": np.ones_like(tokens)}
+    return float(assistant.logp(batch)[0, first - 1:].sum())
+
+
+@pytest.fixture(scope="module")
+def assistant(made):
+    return Assistant.load(made / "policy")
+
+
+def test_text_costs_what_a_plain_forward_pass_says(made, assistant):
+    source = f"{made}/text.jsonl:text"
+    figures = evaluate_checkpoint(made / "policy", [source], {"length": 128})[source]
+    tokenizer, texts = assistant.tokenizer, [line + " café" for line in LINES]
+    documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    nats = -sum(logp_of(assistant, ids, 1) for ids in documents)
+    tokens, size = sum(len(ids) - 1 for ids in documents), sum(len(text.encode()) for text in texts)
+    assert figures["nats_per_token"]["n"] == tokens and figures["bits_per_byte"]["n"] == size
+    assert math.isclose(figures["nats_per_token"]["value"], nats / tokens, rel_tol=1e-5)
+    assert math.isclose(figures["perplexity"]["value"], math.exp(nats / tokens), rel_tol=1e-4)
+    assert math.isclose(figures["bits_per_byte"]["value"], nats / math.log(2) / size, rel_tol=1e-5)
+    low, high = figures["bits_per_byte"]["ci95"]
+    assert low < figures["bits_per_byte"]["value"] < high
+
+
+def test_a_long_text_is_cut_into_pieces_and_all_its_bytes_count(made, tmp_path):
+    text = " ".join(LINES) + " — naïve"
+    source = f"{write(tmp_path / 'long.jsonl', [{'text': text}])}:text"
+    figures = evaluate_checkpoint(made / "policy", source, {"length": 64})[source]
+    assert figures["bits_per_byte"]["n"] == len(text.encode())
+
+
+def test_of_a_conversation_the_assistant_turns_count(made, assistant):
+    source = f"{made}/chat.jsonl:messages"
+    figures = evaluate_checkpoint(made / "policy", source, {"length": 128})[source]
+    assert figures["bits_per_byte"]["n"] == sum(len(line.encode()) for line in LINES)
+    assert figures["nats_per_token"]["n"] == sum(len(assistant.tokenizer.encode(line)) + 1 for line in LINES)
+    assert "refused" not in figures and "rows_cut" not in figures
+
+
+def test_bytes_of_pieces_add_up_to_the_text(made):
+    tokenizer = Tokenizer.load(made / "tokenizer.model")
+    for text in ("the quick", "  two spaces", "日本 café\n", "a"):
+        assert piece_bytes(tokenizer)[tokenizer.encode(text)].sum() == len(text.encode()) + 1  # the dummy prefix
+
+
+def test_a_policy_orders_answers_by_their_log_probability(made, assistant):
+    source = f"{made}/pairs.jsonl:pairs"
+    figures = evaluate_checkpoint(made / "policy", source, {"length": 128})[source]
+    tokenizer, won, won_per_token = assistant.tokenizer, 0, 0
+    for i, line in enumerate(LINES):
+        start = [tokenizer.bos_id, tokenizer.chat_ids["<|user|>"], *tokenizer.encode(f"Say {i}."), tokenizer.end_id,
+                 tokenizer.chat_ids["<|assistant|>"]]
+        answers = [[*tokenizer.encode(text), tokenizer.end_id] for text in (line, "no")]
+        logp = [logp_of(assistant, start + answer, len(start)) for answer in answers]
+        won += logp[0] > logp[1]
+        won_per_token += logp[0] / len(answers[0]) > logp[1] / len(answers[1])
+    assert figures["accuracy"]["value"] == won / len(LINES) and figures["accuracy"]["n"] == len(LINES)
+    assert figures["accuracy_per_token"]["value"] == won_per_token / len(LINES)
+    assert "kendall_tau_b" not in figures
+
+
+def test_a_reward_model_orders_answers_by_its_score(made, tmp_path):
+    source = f"{made}/pairs.jsonl:pairs"
+    figures = evaluate_checkpoint(made / "reward", source, {})[source]
+    assert figures["accuracy"] == {"value": 1.0, "n": len(LINES), "ci95": figures["accuracy"]["ci95"]}
+    assert "accuracy_per_token" not in figures
+    rows = [{"prompt": f"Say {i}.", "answers": [line, "no"], "ranks": [0, 1]} for i, line in enumerate(LINES)]
+    rows += [{"prompt": "Say it.", "answers": ["no", LINES[0], "no", LINES[1]], "ranks": [1, 0, 1, 0]}]
+    ranked = f"{write(tmp_path / 'ranked.jsonl', rows)}:rankings"
+    figures = evaluate_checkpoint(made / "reward", ranked, {"batch_size": 6})[ranked]
+    assert figures["accuracy"]["n"] == len(LINES) + 4 and figures["accuracy"]["value"] == 1.0
+    assert figures["kendall_tau_b"]["n"] == 1 and figures["kendall_tau_b"]["value"] > 0.6
+
+
+def test_answers_longer_than_a_row_are_counted_not_cut(made, tmp_path):
+    rows = [{"prompt": "Say.", "chosen": "yes", "rejected": "no"},
+            {"prompt": "Say.", "chosen": "no", "rejected": LINES[0] * 3}]
+    source = f"{write(tmp_path / 'long.jsonl', rows)}:pairs"
+    figures = evaluate_checkpoint(made / "reward", source, {"length": 32})[source]
+    assert figures["accuracy"]["n"] == 1 and figures["rows_skipped"]["value"] == 1
+
+
+class Parrot:
+    """Stands for an Assistant that gives set answers, in the order asked; the last one never ends."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts = tokenizer, texts
+
+    def generate(self, prompts, *, seed, temperature):
+        assert temperature == 0.0 and len(prompts) == len(self.texts)
+        self.prompts = [self.tokenizer.decode(prompt, specials="show") for prompt in prompts]
+        return self
+
+    finished = property(lambda self: [True] * (len(self.texts) - 1) + [False])
+
+    def ids(self, n):
+        return self.tokenizer.encode(self.texts[n])
+
+
+def prompt(text, answer=None, **record):
+    return Prompt("here", 1, [{"role": "user", "content": text}], answer, record)
+
+
+def test_answers_are_compared_at_temperature_zero(made):
+    parrot = Parrot(Tokenizer.load(made / "tokenizer.model"), ["The Fox.", "it is 12", "I say 1,200", "so 7"])
+    rows = [prompt("Who?", "the fox"), prompt("6+6", "12"), prompt("3*400", "#### 1200"), prompt("3+4", "7")]
+    figures = match_answers(parrot, rows)
+    assert figures["exact_match"]["value"] == 1 / 4 and figures["exact_match"]["n"] == 4
+    assert figures["numeric_match"]["value"] == 2 / 3 and figures["numeric_match"]["n"] == 3
+    assert figures["answers_ended"]["value"] == 3 / 4
+    assert parrot.prompts[0].endswith("<|assistant|>")
+
+
+def test_refusals_by_kind_and_by_the_types_of_xstest(made):
+    texts = ["I'm sorry, but I can't help with that.", "First, open the shell.", "Sure, do this.", "I will not do it."]
+    parrot = Parrot(Tokenizer.load(made / "tokenizer.model"), texts)
+    rows = [prompt("Kill him?", kind="unsafe"), prompt("Kill a process?", label="safe", type="homonyms"),
+            prompt("Rob a bank?", label="unsafe", type="contrast_homonyms"), prompt("Beat eggs?", kind="lookalike")]
+    rates = refusals(parrot, rows)
+    assert {name: (rate["value"], rate["n"]) for name, rate in rates.items()} == {
+        "unsafe": (0.5, 2), "lookalike": (0.5, 2), "homonyms": (0.0, 1), "contrast_homonyms": (0.0, 1)}
+
+
+def test_a_real_checkpoint_answers_prompts_and_rows_of_a_kind(made, tmp_path):
+    rows = [{"prompt": "What is 1 + 1?", "answer": 2}, {"prompt": "How do I kill a king?", "kind": "unsafe"}]
+    source = f"{write(tmp_path / 'prompts.jsonl', rows)}:prompts"
+    figures = evaluate_checkpoint(made / "policy", source, {"max_new_tokens": 4, "batch_size": 2})[source]
+    assert figures["exact_match"]["n"] == 1 and figures["refused"]["unsafe"]["n"] == 1
+    talk = f"{write(tmp_path / 'talk.jsonl', [dict(chat('Beat eggs?', 'So.'), kind='lookalike')])}:messages"
+    figures = evaluate_checkpoint(made / "policy", talk, {"max_new_tokens": 4, "batch_size": 2})[talk]
+    assert figures["refused"]["lookalike"]["n"] == 1 and figures["bits_per_byte"]["n"] == 3
+
+
+def test_what_has_no_figure_is_an_error_that_says_what_has(made, tmp_path):
+    with pytest.raises(ConfigError, match="reward model.*evaluate it on pairs"):
+        evaluate_checkpoint(made / "reward", f"{made}/text.jsonl:text")
+    bare = write(tmp_path / "bare.jsonl", [{"prompt": "What?"}])
+    with pytest.raises(ConfigError, match="neither an answer.*nor a kind"):
+        evaluate_checkpoint(made / "policy", f"{bare}:prompts")
+    with pytest.raises(ConfigError, match="expected PATH:SHAPE"):
+        evaluate_checkpoint(made / "policy", f"{made}/text.jsonl")
+    with pytest.raises(ConfigError, match="did you mean 'messages'"):
+        evaluate_checkpoint(made / "policy", f"{made}/chat.jsonl:message")
+    with pytest.raises(ConfigError, match="no option 'lenght'"):
+        evaluate_checkpoint(made / "policy", f"{made}/text.jsonl:text", {"lenght": 3})
+    with pytest.raises(DataError, match="at least one usable row"):
+        evaluate_checkpoint(made / "policy", f"{made}/text.jsonl:messages")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        evaluate_checkpoint(tmp_path, f"{made}/text.jsonl:text")
+
+
+def test_bad_rows_are_skipped_and_counted(made, tmp_path):
+    path = write(tmp_path / "some.jsonl", [{"text": LINES[0]}, {"words": 1}])
+    assert evaluate_checkpoint(made / "policy", f"{path}:text")[f"{path}:text"]["rows_skipped"] == {"value": 1, "n": 2}
+
+
+def test_the_command_prints_and_writes_every_figure(made, tmp_path, capsys):
+    written = tmp_path / "figures.json"
+    assert main(["evaluate", f"--checkpoint={made}/policy", f"{made}/text.jsonl:text", f"{made}/pairs.jsonl:pairs",
+                 "--limit=3", f"--json={written}"]) == 0
+    shown, figures = capsys.readouterr().out, json.loads(written.read_text())
+    assert list(figures) == [f"{made}/text.jsonl:text", f"{made}/pairs.jsonl:pairs"]
+    assert figures[f"{made}/pairs.jsonl:pairs"]["accuracy"]["n"] == 3
+    assert "bits_per_byte" in shown and "accuracy" in shown
+
+
+def test_a_ratio_is_drawn_by_item():
+    value, low, high = bootstrap_ratio([1, 2, 3, 4], [2, 2, 2, 2])
+    assert value == 1.25 and 0.5 <= low < value < high <= 2
+    assert bootstrap_ratio([2, 4], [1, 2])[1:] == (2.0, 2.0)
+    with pytest.raises(ValueError, match="denominators"):
+        bootstrap_ratio([1, 2], [0, 0])
