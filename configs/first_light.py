@@ -19,8 +19,10 @@ DATA = os.environ.get("JAXALIGN_SHARED_DATA") or str(BESIDE)
 def stage(name, peak_lr=None, **changes):
     """The defaults of a stage with some of them changed, nested groups key by key."""
     config = default_config(name)
-    schedule = dict(peak_lr=peak_lr, schedule="linear", warmup_steps=30, end_fraction=0.05) if peak_lr else {}
-    config.update(dict(changes, optimizer=schedule) if schedule else changes)
+    config.update(changes)
+    if peak_lr:
+        warmup_steps = 30 if name in ("pretrain", "sft") else 5
+        config.optimizer.update(peak_lr=peak_lr, schedule="linear", warmup_steps=warmup_steps, end_fraction=0.05)
     return config
 
 
@@ -55,16 +57,16 @@ def get_config():
                         data=dict(train=text["train"] + talk["train"][:5])),
         pretrain=stage("pretrain", 3e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
                        log_every=50, eval_batches=0, data=text),
-        sft=stage("sft", 1e-3, init_from="@pretrain", steps=300, batch_size=12, length=384, log_every=25,
+        sft=stage("sft", 1e-3, init_from="@pretrain", steps=200, batch_size=12, length=384, log_every=25,
                   eval_batches=0, data=talk),
-        reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=160,
+        reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=120,
                            batch_size=8, length=256, log_every=20, eval_batches=0, data=pairs),
-        reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=60, batch_size=4, length=448, max_answers=4,
+        reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=40, batch_size=4, length=448, max_answers=4,
                      log_every=10, eval_batches=0, data=dict(train=trees[:1], dev=trees[1:], on_bad_row="skip")),
-        dpo=stage("dpo", 1e-4, init_from="@sft", steps=100, batch_size=8, length=256, log_every=10, eval_batches=0,
+        dpo=stage("dpo", 1e-4, init_from="@sft", steps=60, batch_size=8, length=256, log_every=10, eval_batches=0,
                   data=pairs),
-        ppo=stage("ppo", 2e-4, init_from="@sft", reward_model="@reward_pairs", steps=32, batch_size=64, length=96,
+        ppo=stage("ppo", 2e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
                   max_new_tokens=64, log_every=2, data=asked),
-        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=80, length=48, max_new_tokens=16, log_every=5,
+        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=60, length=48, max_new_tokens=16, log_every=5,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
     )
