@@ -1,0 +1,177 @@
+"""What a stage takes over, what it refuses, and a loss of one's own."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_stages
+
+from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.models.transformer import ModelConfig
+from jaxalign.sharding import make_mesh
+from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
+from jaxalign.train.checkpoint import load_params, read_meta
+
+OBJECTIVE = '''
+import jax.numpy as jnp
+
+
+def focal(logp_BT, mask_BT, *, gamma):
+    """Tokens that are already likely count less (arXiv:1708.02002)."""
+    return -(1 - jnp.exp(logp_BT)) ** gamma * logp_BT, mask_BT
+
+
+def wishful(logp_BT, advantage_BT):
+    return logp_BT, advantage_BT
+
+
+def reduced(logp_BT):
+    return logp_BT.mean()
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of one's own on the Python path."""
+    (tmp_path / "my_losses.py").write_text(OBJECTIVE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_losses", raising=False)
+
+
+def made(name, tmp_path, **changes):
+    """A stage that has read its data and checked its objective, without training."""
+    config = tiny_stages.config(name, **changes)
+    return STAGES[name](config, tmp_path / name, make_mesh(devices=jax.devices()[:1]))
+
+
+def with_objective(stage, **objective):
+    config = tiny_stages.config(stage).unlock()
+    config.objective = objective
+    return config.lock()
+
+
+def test_a_loss_by_its_dotted_path_trains(own, tmp_path):
+    config = with_objective("pretrain", name="my_losses:focal", gamma=2.0)
+    summary = train_stage(config, tmp_path / "run")
+    assert summary["steps"] == 4 and summary["after"]["loss"] < summary["before"]["loss"]
+
+
+def test_a_name_the_stage_cannot_give_is_refused_with_those_it_can(own, tmp_path):
+    with pytest.raises(ConfigError, match="wishful asks for advantage_BT .*it can give: .*entropy_BT.*logp_BT.*mask_BT"):
+        train_stage(with_objective("pretrain", name="my_losses:wishful"), tmp_path)
+    with pytest.raises(ConfigError, match="needs the option gamma"):
+        train_stage(with_objective("pretrain", name="my_losses:focal"), tmp_path)
+    with pytest.raises(ConfigError, match="expected one of .*cross_entropy"):
+        train_stage(with_objective("pretrain", name="cross_entrpy"), tmp_path)
+    with pytest.raises(ConfigError, match="asks for logp_BT .*it can give: answer_mask_BR"):
+        train_stage(with_objective("reward", name="cross_entropy"), tmp_path)
+
+
+def test_a_loss_that_was_already_reduced_is_refused(own, tmp_path):
+    with pytest.raises(ConfigError, match="unreduced values with their weights"):
+        train_stage(with_objective("pretrain", name="my_losses:reduced"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "reward", "dpo", "grpo"])
+def test_what_a_stage_says_it_can_give_it_gives(name, tmp_path):
+    stage = made(name, tmp_path)
+    if name == "grpo":
+        batch = {f"{n}_BT": np.ones((2, 4), np.int32) for n in ("tokens", "targets", "positions", "segment_ids")}
+        given = {"old_logp_BT", "ref_logp_BT", "advantage_BT", "reward_B", "sampler_logp_BT"}  # from the rollout
+        batch |= {"mask_BT": np.ones((2, 4), np.float32)} | {n: np.ones((2, 4), np.float32) for n in given}
+    else:
+        batch = {k: v for k, v in next(stage.train_data).items() if isinstance(v, np.ndarray)}
+    trainable = jax.eval_shape(stage.init, jax.random.key(0))
+
+    def available(trainable, batch):
+        frozen = {"reference": trainable.get("policy")}
+        return {name: v() if callable(v) else v for name, v in stage.available(trainable, frozen, batch).items()}
+
+    got = jax.eval_shape(available, trainable, batch)
+    missing = stage.names() - set(got)
+    assert missing <= ({"chosen_score_B", "rejected_score_B", "margin_B", "weight_B"} if name == "reward" else set())
+
+
+def test_a_stage_starts_from_what_its_parent_left(tmp_path):
+    parent = tiny_stages.trained("sft")
+    stage = made("dpo", tmp_path)
+    random = jax.jit(stage.init)(jax.random.key(7))
+    started = stage.start(random)
+    expected = load_params(read_meta(parent)[0], "policy", stage.abstract)
+    jax.tree.map(np.testing.assert_array_equal, started["policy"], expected)
+    jax.tree.map(np.testing.assert_array_equal, stage.frozen["reference"], expected)
+    for policy, reference in zip(jax.tree.leaves(started), jax.tree.leaves(stage.frozen["reference"])):
+        assert policy is not reference  # the one's memory is given away with each step
+    lineage = stage.meta()["lineage"]
+    assert [step["stage"] for step in lineage] == ["pretrain", "sft", "dpo"]
+    assert lineage[-1]["parent"] == parent
+
+
+def test_a_reward_model_starts_under_a_fresh_head_and_the_critic_as_the_reward_model(tmp_path):
+    stage = made("reward", tmp_path)
+    started = stage.start(jax.jit(stage.init)(jax.random.key(7)))
+    policy = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract)
+    jax.tree.map(np.testing.assert_array_equal, started["reward"]["backbone"], policy)
+    assert not np.any(started["reward"]["head"]["kernel"][...])
+    ppo = made("ppo", tmp_path)
+    started = ppo.start(jax.jit(ppo.init)(jax.random.key(7)))
+    reward = load_params(read_meta(tiny_stages.trained("reward"))[0], "reward", ppo.score_abstract)
+    jax.tree.map(np.testing.assert_array_equal, started["critic"], reward)
+    jax.tree.map(np.testing.assert_array_equal, ppo.frozen["reward"], reward)
+    assert np.any(reward["head"]["kernel"][...])
+
+
+def test_a_reward_model_is_no_assistant_and_a_policy_no_reward_model(tmp_path):
+    with pytest.raises(CheckpointError, match=r"\(reward\): the parameters are not this model's \(missing: "):
+        stage = made("ppo", tmp_path, reward_model=tiny_stages.trained("sft"))
+        stage.start(jax.jit(stage.init)(jax.random.key(7)))
+
+
+def test_pairs_train_a_reward_model_by_bradley_terry(tmp_path):
+    config = with_objective("reward", name="bradley_terry", margin_scale=0.0, centre=0.01)
+    stage = STAGES["reward"](config, tmp_path, make_mesh(devices=jax.devices()[:1]))
+    assert stage.kind == "pairs" and "margin_B" in next(stage.train_data)
+
+
+def test_a_finished_stage_called_again_does_nothing_more(tmp_path):
+    config = tiny_stages.config("sft", steps=2)
+    first = train_stage(config, tmp_path)
+    before = {p: p.stat().st_mtime for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    again = train_stage(config, tmp_path)
+    assert again["steps"] == first["steps"] == 2 and again["after"] == first["after"]
+    assert before == {p: p.stat().st_mtime for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="already trained 2 steps, config.steps=1"):
+        train_stage(tiny_stages.config("sft", steps=1), tmp_path)
+
+
+def test_a_rollout_that_holds_more_steps_than_are_left_ends_at_the_last(tmp_path):
+    config = tiny_stages.config("grpo", steps=3)  # a rollout holds two steps
+    assert train_stage(config, tmp_path)["steps"] == 3
+    assert [row["step"] for row in tiny_stages.metrics(tmp_path)] == [1, 2, 3]
+    assert train_stage(config, tmp_path)["steps"] == 3
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size=4 must divide by data × fsdp × microbatches = 3; use 6"):
+        train_stage(tiny_stages.config("sft", microbatches=3), tmp_path)
+    with pytest.raises(ConfigError, match="batch_size=5 must divide prompts_per_rollout"):
+        made("grpo", tmp_path, batch_size=5)
+    with pytest.raises(ConfigError, match="config.rewards is empty"):
+        made("grpo", tmp_path, rewards=[])
+    with pytest.raises(ConfigError, match="config.reward_model is empty"):
+        made("ppo", tmp_path, reward_model="")
+    with pytest.raises(ConfigError, match="config.stage='fst' must be one of world, "):
+        config = default_config("sft").unlock()
+        config.stage = "fst"
+        train_stage(config, tmp_path)
+
+
+def test_the_assistant_of_a_checkpoint_talks_and_knows_its_tokenizer():
+    assistant = load_assistant(tiny_stages.trained("sft"), max_new_tokens=4, batch_size=4, bucket=32)
+    asked = [[{"role": "user", "content": "1+1?"}], [{"role": "user", "content": "2+1?"}]]
+    first, again = (assistant.reply(asked, seed=1) for _ in range(2))
+    assert first == again and len(first) == 2
+    assert assistant.meta["model"] == json.loads(json.dumps(assistant.meta["model"]))
+    assert ModelConfig(**assistant.meta["model"]).width == 16 and assistant.tokenizer.vocab_size == 320
