@@ -1,8 +1,9 @@
 """A tokenizer for text of your own: SentencePiece with byte fallback and the chat tokens.
 
-    jaxalign tokenizer --config=configs/tokenizer.py --workdir=runs/tokenizer '--config.data.train[0].path=books/*.txt'
+    jaxalign tokenizer --config=configs/tokenizer.py --workdir=runs/tokenizer
 
-Later stages take it as --config.tokenizer=runs/tokenizer/tokenizer.model.
+Some seconds for a megabyte of text. Your own: '--config.data.train[0].path=books/*.txt'. Later stages take it as
+--config.tokenizer=runs/tokenizer/tokenizer.model.
 """
 
 from jaxalign.stages import default_config
@@ -10,7 +11,8 @@ from jaxalign.stages import default_config
 
 def get_config():
     config = default_config("tokenizer")
-    config.vocab_size = 8192
+    config.vocab_size = 1024
+    config.model_type = "bpe"
     # Any number of sources, of any shape that a stage can train on: text, messages, alpaca, pairs …
-    config.data.train = [{"path": "data/*.txt", "shape": "text"}]
+    config.data.train = [{"path": "runs/data/tokenizer.train.jsonl", "shape": "text"}]
     return config

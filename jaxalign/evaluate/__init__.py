@@ -70,7 +70,7 @@ def _figures(model, judge, source, name, options):
         asked = [row for row in rows if kind_of(row)]
         if asked:
             rates |= {"refused": refusals(model, asked, seed=options["seed"])}
-        answered = [row for row in rows if kind is Prompt and row.answer is not None]
+        answered = [row for row in rows if kind is Prompt and row.answer is not None and not kind_of(row)]
         if answered:
             rates |= match_answers(model, answered, seed=options["seed"])
     if not rates:
