@@ -66,7 +66,10 @@ def _print_table(result):
     table = Table("measure", *(("value", "n", "95 % interval")), box=None, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, leaf in _leaves(result):
+    # Long paths would break every line: the file's name is enough where it is the only one of that name.
+    short = {source: source.rsplit("/", 1)[-1] for source in result}
+    named = short if len(set(short.values())) == len(short) else {source: source for source in result}
+    for name, leaf in _leaves({named[source]: figures for source, figures in result.items()}):
         leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
         interval = leaf.get("ci95")
         table.add_row(
