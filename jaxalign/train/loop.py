@@ -1,5 +1,6 @@
 """The one loop. A stage says what is trained, on which batches, towards which loss; this runs it."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -67,7 +68,9 @@ def fit(stage, workdir, config, mesh) -> Result:
     step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
                       donate_argnums=0)
     step = int(state.step)
-    with MetricsWriter(workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
+    # Whatever ends the run, what was given to be saved is saved.
+    with contextlib.closing(checkpointer), MetricsWriter(
+            workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
         stage.warn = writer.warn
 
         def evaluate():
@@ -114,7 +117,6 @@ def fit(stage, workdir, config, mesh) -> Result:
             save()
         if not after:
             after = stage.evaluate(state)
-    checkpointer.close()
     seconds = history["seconds"] + time.monotonic() - started
     result = Result(step, history["tokens"], seconds, history["before"], after)
     (workdir / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
