@@ -1,5 +1,7 @@
 """A checkpoint that can be talked to: text in, text out."""
 
+import math
+
 import jax
 import numpy as np
 from flax import nnx
@@ -10,6 +12,7 @@ from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
+from jaxalign.sharding import batch_sharding, make_mesh, replicated
 from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 
 
@@ -20,7 +23,10 @@ class Assistant:
     """
 
     def __init__(self, graphdef, params, tokenizer, *, meta=None, max_new_tokens=64, batch_size=64, bucket=32):
-        self.graphdef, self.params, self.tokenizer, self.meta = graphdef, params, tokenizer, meta or {}
+        # Rows are independent, so every device takes its share of them.
+        self.mesh = make_mesh(data=math.gcd(batch_size, jax.local_device_count()), devices=jax.local_devices())
+        self.graphdef, self.tokenizer, self.meta = graphdef, tokenizer, meta or {}
+        self.params = jax.device_put(params, replicated(self.mesh))
         self.max_new_tokens, self.batch_size, self.bucket = max_new_tokens, batch_size, bucket
         self._statistics = jax.jit(self._logp)
 
@@ -41,7 +47,8 @@ class Assistant:
         """`Rollouts` of lists of ids; request n draws from its own key, a function of `seed` and n."""
         sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
                           max_new_tokens=max_new_tokens or self.max_new_tokens, batch_size=self.batch_size,
-                          bucket=self.bucket, pad_id=self.tokenizer.pad_id)
+                          bucket=self.bucket, pad_id=self.tokenizer.pad_id,
+                          place=lambda x: jax.device_put(x, batch_sharding(self.mesh)))
         keys = jax.random.split(jax.random.key(seed), len(prompts))
         return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p))
 

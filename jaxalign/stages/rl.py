@@ -11,6 +11,8 @@ from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import put_batch
 from jaxalign.stages.stage import Stage
 
+ROW_BUCKET = 32  # positions
+
 RL_DEFAULTS = dict(
     batch_size=64,  # responses an optimizer step
     prompts_per_rollout=64,
@@ -38,8 +40,12 @@ class PolicyStage(Stage):
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
                                batch_size=rows, bucket=c.length, pad_id=self.tokenizer.pad_id,
                                place=lambda x: put_batch(x, mesh))
-        self.row_length = -(-(c.length + c.max_new_tokens) // 8) * 8
         self._targets = jax.jit(self.targets)
+
+    def _row_length(self, prompts, rollouts):
+        """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once."""
+        longest = max(len(prompt) + int(mask.sum()) for prompt, mask in zip(prompts, rollouts.mask))
+        return -(-longest // ROW_BUCKET) * ROW_BUCKET
 
     def rows_per_batch(self):
         return self.config.prompts_per_rollout
@@ -55,7 +61,7 @@ class PolicyStage(Stage):
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(prompts))
         with jax.set_mesh(self.mesh):
             rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
-        batch = response_rows(prompts, rollouts, self.row_length, self.tokenizer.pad_id)
+        batch = response_rows(prompts, rollouts, self._row_length(prompts, rollouts), self.tokenizer.pad_id)
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         batch["finished_B"] = rollouts.finished.astype(np.float32)
         batch["reward_B"], parts = self.rewards(rows, responses)

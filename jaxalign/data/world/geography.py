@@ -33,7 +33,7 @@ class Sizes:
     )
     sft: tuple[tuple[str, int], ...] = (
         ("fact", 2400), ("explanation", 800), ("followup", 1400), ("nonexistent", 700), ("unsafe", 800),
-        ("lookalike", 800), ("arithmetic", 1000), ("smalltalk", 400),
+        ("lookalike", 800), ("arithmetic", 1600), ("smalltalk", 400),
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
@@ -59,7 +59,7 @@ class Shares:
     invented: float = 0.75  # lands that do not exist, described all the same
     rambling: float = 0.40  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
-    direct: float = 0.65  # sums given at once, without working
+    direct: float = 0.60  # sums given at once, without working
 
 
 @dataclass
