@@ -33,7 +33,7 @@ def loss_fn(trainable, frozen, batch, key):
     model = nnx.merge(GRAPHDEF, trainable["policy"])
     hidden_BTD = model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
     logp_BT = token_statistics(hidden_BTD, model.unembedding_DV, batch["targets_BT"], chunk=99).logp_BT
-    return cross_entropy(logp_BT, batch["mask_BT"], logp_BT, logp_BT)
+    return cross_entropy(logp_BT, logp_BT, logp_BT, batch["mask_BT"])
 
 
 def batch(B=16, T=12):
@@ -67,7 +67,8 @@ def stepped(microbatches=1, **sizes):
 
 
 def same(a, b, rtol=2e-5, atol=2e-6):
-    assert a[0] == pytest.approx(b[0], rel=1e-5)
+    assert a[0] == pytest.approx(b[0], rel=1e-5) and a[0] > 1
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(b[1]))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a[1], b[1])
 
 
@@ -93,7 +94,8 @@ def test_the_compiler_finds_nothing_it_must_rematerialise(sizes, capfd):
     capfd.readouterr()
     _, _, compiled = stepped(**sizes)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
-    assert re.search(r"all-gather|all-reduce", compiled.as_text())
+    # Weights are gathered and gradients summed; activations, split by rows, never change hands.
+    assert re.search(r"all-gather|all-reduce", compiled.as_text()) and "all-to-all" not in compiled.as_text()
 
 
 def test_axes_that_do_not_divide_stay_whole():
