@@ -2,7 +2,7 @@
 
     jaxalign train --config=configs/ppo.py --workdir=runs/ppo
 
-DURATION
+60 steps of 64 responses. `score` is the reward model's mean, `kl` the distance from the start, nats an answer.
 """
 
 from jaxalign.stages import default_config

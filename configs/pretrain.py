@@ -2,7 +2,7 @@
 
     jaxalign train --config=configs/pretrain.py --workdir=runs/pretrain
 
-DURATION
+600 steps of 1,024 tokens: two to three minutes on two busy CPU cores; the loss falls from 6.9 to below 0.9 nats.
 """
 
 from jaxalign.stages import default_config

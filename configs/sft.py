@@ -2,7 +2,7 @@
 
     jaxalign train --config=configs/sft.py --workdir=runs/sft
 
-DURATION
+200 steps of 1,024 tokens. Its dev loss, before and after, is the last but one line that it prints.
 Other shapes: '--config.data.train[0].path=alpaca.json' '--config.data.train[0].shape=alpaca'.
 """
 
