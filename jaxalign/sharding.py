@@ -4,8 +4,6 @@ Every parameter declares its logical axes where it is made (`nnx.Param(..., out_
 Changing the parallelism of a run is changing `RULES`, or the sizes of the mesh; no model code knows of either.
 """
 
-import os
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -28,19 +26,6 @@ RULES = {
 }
 
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-
-
-def use_cpu_cores(limit: int = 4) -> None:
-    """Makes JAX see one CPU device for each core (a power of two, at most `limit`); call it before anything runs.
-
-    Splitting rows over devices keeps all cores busy, where one device splits only its larger operations. Without effect
-    on accelerators, and where XLA_FLAGS or JAX_NUM_CPU_DEVICES already say how many there are.
-    """
-    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if given or "JAX_NUM_CPU_DEVICES" in os.environ:
-        return
-    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, limit)
-    jax.config.update("jax_num_cpu_devices", 2 ** (cores.bit_length() - 1))
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:

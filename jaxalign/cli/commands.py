@@ -11,18 +11,14 @@ from jaxalign.errors import CheckpointError, ConfigError
 
 def train(values, config, _):
     from jaxalign import stages
-    from jaxalign.sharding import use_cpu_cores
 
-    use_cpu_cores()
     stages.train_stage(config, values.workdir)
 
 
 def pipeline(values, config, _):
     # The module and not `from jaxalign import pipeline`, which this function's name would hide.
     from jaxalign.pipeline import run_pipeline
-    from jaxalign.sharding import use_cpu_cores
 
-    use_cpu_cores()
     run_pipeline(config, values.workdir)
 
 
@@ -42,9 +38,7 @@ def evaluate(values, _, sources):
         )
     need_checkpoint(values.checkpoint)
     from jaxalign.evaluate import evaluate_checkpoint
-    from jaxalign.sharding import use_cpu_cores
 
-    use_cpu_cores()
     options = {name: values[name].value for name in EVALUATE_OPTIONS if values[name].value is not None}
     result = evaluate_checkpoint(values.checkpoint, sources, options)
     if values.json:
