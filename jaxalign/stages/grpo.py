@@ -19,6 +19,7 @@ class GRPO(PolicyStage):
     """
 
     name = "grpo"
+    spread = 1.0  # share of groups whose rewards differ, in the rollout before
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
@@ -51,6 +52,11 @@ class GRPO(PolicyStage):
             total += weight * values
         groups = total.reshape(-1, self.config.samples_per_prompt)
         figures["spread"] = float((groups.std(1) > 0).mean())
+        # Said on the way down only: a run that stays there would bury its other lines.
+        if figures["spread"] == 0 and self.spread > 0:
+            self.warn("within every group all rewards are equal, so there is nothing to learn from; look at the responses, "
+                      "the reward and the prompts' difficulty")
+        self.spread = figures["spread"]
         return total, figures
 
     def targets(self, trainable, frozen, batch):

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import pathlib
 
 import pytest
 
-from conftest import ROOT
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.pipeline import run_pipeline
 from jaxalign.train.checkpoint import read_meta
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 TINY = {
     "world": dict(num_entities=24, num_unknown=60, sizes=dict(
