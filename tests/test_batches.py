@@ -72,15 +72,15 @@ def test_resolve_from_the_table():
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    (tmp_path / "my_losses.py").write_text("def my_loss(logp_BT):\n    return logp_BT\n\nNUMBER = 3\n")
+    (tmp_path / "my_bound_losses.py").write_text("def my_loss(logp_BT):\n    return logp_BT\n\nNUMBER = 3\n")
     (tmp_path / "my_broken.py").write_text("import no_such_dependency\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
-    sys.modules.pop("my_losses", None)
+    sys.modules.pop("my_bound_losses", None)
 
 
 def test_resolve_by_path(module):
-    function = resolve("my_losses:my_loss", {})
+    function = resolve("my_bound_losses:my_loss", {})
     assert bind(function, {"logp_BT": 5}, {}) == 5
 
 
@@ -89,10 +89,10 @@ def test_resolve_by_path(module):
     [
         ("dop", "no function 'dop'; did you mean 'dpo'; expected one of dpo, ppo, or"),
         ("no_such_module:f", "no module 'no_such_module' on the Python path.*PYTHONPATH"),
-        ("my_losses.deeper:f", "no module 'my_losses.deeper'"),
-        ("my_losses:my_los", "no function 'my_los'; did you mean 'my_loss'; it has: my_loss"),
-        ("my_losses:NUMBER", "no function 'NUMBER'"),
-        ("my_losses:", "no function ''"),
+        ("my_bound_losses.deeper:f", "no module 'my_bound_losses.deeper'"),
+        ("my_bound_losses:my_los", "no function 'my_los'; did you mean 'my_loss'; it has: my_loss"),
+        ("my_bound_losses:NUMBER", "no function 'NUMBER'"),
+        ("my_bound_losses:", "no function ''"),
         (":my_loss", "no function ':my_loss'"),
     ],
 )

@@ -26,7 +26,7 @@ TINY = {
     "pretrain": dict(steps=6, model=dict(width=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64)),
     "sft": dict(steps=4),
     "scratch": dict(steps=2, model=dict(width=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64)),
-    "candidates": dict(samples_per_prompt=3, max_new_tokens=12, batch_size=32),
+    "candidates": dict(samples_per_prompt=6, max_new_tokens=12, batch_size=32),
     "reward": dict(steps=2, batch_size=8),
     "ppo": dict(steps=2, batch_size=8, prompts_per_rollout=8, max_new_tokens=12),
     "dpo": dict(steps=2, batch_size=8),
