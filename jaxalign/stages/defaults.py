@@ -37,18 +37,3 @@ def base_config(stage, **changes) -> ConfigDict:
     config.update(ConfigDict(changes))
     return config.lock()
 
-
-def rl_settings(**changes):
-    """The settings that stages with a rollout share."""
-    return dict(dict(
-        prompts_per_rollout=64,
-        samples_per_prompt=1,
-        epochs=1,  # passes over each rollout
-        minibatches=1,
-        prompt_length=64,
-        max_new_tokens=48,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        kl_coefficient=0.05,
-    ), **changes)

@@ -1,7 +1,6 @@
 """The reward model: one score for a whole conversation, learned from rankings or pairs."""
 
 import jax
-import jax.numpy as jnp
 import jax
 from flax import nnx
 

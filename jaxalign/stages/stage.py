@@ -49,7 +49,7 @@ class Stage:
         self.train_data = self._data(config.data.train, repeat=True)
         check(self.objective, self.names(), self.options)
         self.dev_data = [dict(source) for source in config.data.dev]
-        if config.preview and self.kind == "tokens":
+        if config.preview:
             self._preview()
 
     # -- what is trained ------------------------------------------------------------------------------------------
@@ -190,8 +190,17 @@ class Stage:
         position = self.train_data.get_state()
         batch = next(self.train_data)
         self.train_data.set_state(position)
-        preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, Console(),
-                    targets=batch["targets_BT"][0])
+        console = Console()
+        if self.kind == "prompts":  # no target yet: the answer is drawn
+            tokens_P = batch["tokens_BP"][0]
+            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console)
+        elif self.kind == "tokens":
+            preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, console,
+                        targets=batch["targets_BT"][0])
+        else:
+            for r in np.flatnonzero(batch["answer_mask_BR"][0]):
+                preview_row(batch["tokens_BRT"][0, r], batch["mask_BRT"][0, r], self.tokenizer, console,
+                            targets=batch["targets_BRT"][0, r])
 
 
 STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT")

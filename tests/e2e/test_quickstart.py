@@ -10,18 +10,12 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.pipeline import run_pipeline
 from jaxalign.train.checkpoint import read_meta
+from tiny_world import TINY_WORLD
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 TINY = {
-    "world": dict(num_entities=24, num_unknown=60, sizes=dict(
-        pretrain_characters=20_000, dev_documents=20, grpo=40,
-        sft=dict(fact=60, explanation=20, followup=30, nonexistent=20, unsafe=20, lookalike=20, arithmetic=20,
-                 smalltalk=10),
-        align=dict(fact=30, explanation=10, followup=20, nonexistent=20, unsafe=20, lookalike=20, smalltalk=4),
-        align_dev=dict(fact=6, explanation=4, followup=4, nonexistent=4, unsafe=4, lookalike=4, smalltalk=2),
-        evaluation=dict(fact=10, fact_asked=6, explanation=6, followup=6, nonexistent=6, unsafe=6, lookalike=6,
-                        arithmetic=6, smalltalk=4))),
+    "world": dict(num_entities=24, num_unknown=60, sizes=TINY_WORLD),
     "tokenizer": dict(vocab_size=400),
     "pretrain": dict(steps=6, model=dict(width=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64)),
     "sft": dict(steps=4),

@@ -15,6 +15,7 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.cli.commands import COMMANDS
+from tiny_world import TINY_WORLD
 
 README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
 ROOT = README.parent
@@ -23,15 +24,6 @@ ROOT = README.parent
 ONE_DEVICE = ["--config.mesh.data=1", "--config.log_every=1", "--config.eval_batches=1"]
 TINY_MODEL = [f"--config.model.{key}={value}" for key, value in dict(
     width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32).items()]
-TINY_WORLD = dict(
-    pretrain_characters=20_000, dev_documents=20, grpo=40,
-    sft=dict(fact=60, explanation=20, followup=30, nonexistent=20, unsafe=20, lookalike=20, arithmetic=20,
-             smalltalk=10),
-    align=dict(fact=30, explanation=10, followup=20, nonexistent=20, unsafe=20, lookalike=20, smalltalk=4),
-    align_dev=dict(fact=6, explanation=4, followup=4, nonexistent=4, unsafe=4, lookalike=4, smalltalk=2),
-    evaluation=dict(fact=10, fact_asked=6, explanation=6, followup=6, nonexistent=6, unsafe=6, lookalike=6,
-                    arithmetic=6, smalltalk=4))
-
 
 def _flags(sizes, at="sizes"):
     for key, value in sizes.items():

@@ -175,3 +175,13 @@ def test_the_assistant_of_a_checkpoint_talks_and_knows_its_tokenizer():
     assert first == again and len(first) == 2
     assert assistant.meta["model"] == json.loads(json.dumps(assistant.meta["model"]))
     assert ModelConfig(**assistant.meta["model"]).width == 16 and assistant.tokenizer.vocab_size == 320
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "grpo"])
+def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys):
+    stage = made(name, tmp_path, preview=True)
+    shown = capsys.readouterr().out
+    assert "positions count in the loss" in shown
+    assert ("⟦" in shown) == (name != "grpo")
+    # Looking at a row does not use it up.
+    assert stage.train_data.get_state() == made(name, tmp_path, preview=False).train_data.get_state()
