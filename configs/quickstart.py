@@ -21,13 +21,17 @@ def jsonl(path, shape, **more):
 
 
 def muon(peak_lr, warmup_steps):
-    return dict(name="muon", peak_lr=peak_lr, schedule="linear", warmup_steps=warmup_steps, end_fraction=0.02)
+    # Embeddings at twice the rate of the matrices: at a third of it, half of the facts were learned in the same time.
+    return dict(name="muon", peak_lr=peak_lr, schedule="linear", warmup_steps=warmup_steps, end_fraction=0.02,
+                muon_adam_fraction=2.0)
 
 
 def get_config():
     world = {"train": "@world/{}.train.jsonl", "dev": "@world/{}.dev.jsonl"}
     text, talk, asked = "pretrain", "sft", "align"
-    model = dict(unroll=4)
+    # Names are copied and facts recalled after far fewer steps with embeddings of unit size and apart from the output,
+    # normalised queries and keys, and rotations made for a hundred positions.
+    model = dict(unroll=4, tied_embeddings=False, embed_scale=128**0.5, qk_norm=True, rope_theta=100.0)
     pretrain = stage(
         "pretrain", tokenizer="@tokenizer/tokenizer.model", steps=1300, batch_size=8, log_every=50,
         model=model, optimizer=muon(0.01, 20), objective=dict(z_loss=1e-4),
@@ -44,20 +48,21 @@ def get_config():
     prompts = jsonl(world["train"].format(asked), "prompts")
     return pipeline_config(
         world=stage("world"),
-        tokenizer=stage("tokenizer", vocab_size=768, model_type="bpe",
+        tokenizer=stage("tokenizer", vocab_size=1536, model_type="bpe",
                         data=dict(train=[jsonl("@world/tokenizer.train.jsonl", "text")])),
         pretrain=pretrain,
         sft=stage("sft", init_from="@pretrain", **sft_settings),
         scratch=stage("sft", **sft_settings),
-        candidates=stage("candidates", init_from="@sft", samples_per_prompt=6, answers=4, length=48,
-                         data=dict(train=[dict(prompts, limit=1600)],
+        candidates=stage("candidates", init_from="@sft", samples_per_prompt=5, answers=4, length=48,
+                         temperature=0.8,
+                         data=dict(train=[dict(prompts, limit=2600)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
-        reward=stage("reward", init_from="@sft", steps=200, batch_size=8, length=72, log_every=25, data=rankings,
-                     model=model, optimizer=muon(0.002, 10)),
+        reward=stage("reward", init_from="@sft", steps=300, batch_size=8, length=64, log_every=25, data=rankings,
+                     pooling="mean", model=model, optimizer=muon(0.002, 10)),
         ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=40, length=48, log_every=2,
                   kl_coefficient=0.2, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=3e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
-        dpo=stage("dpo", init_from="@sft", steps=100, batch_size=16, length=72, log_every=25, data=rankings,
+        dpo=stage("dpo", init_from="@sft", steps=100, batch_size=16, length=64, log_every=25, data=rankings,
                   model=model, optimizer=dict(peak_lr=1e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A quarter of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
         grpo=stage("grpo", init_from="@ppo", steps=40, length=48, log_every=2, model=model,

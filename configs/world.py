@@ -12,5 +12,5 @@ from jaxalign.stages import default_config
 def get_config():
     config = default_config("world")
     config.seed = 0
-    config.num_entities = 192  # lands; each has a capital, a river and more, which the text tells and the SFT asks for
+    config.num_entities = 192  # lands: the text tells what each is known for, conversations ask for it
     return config

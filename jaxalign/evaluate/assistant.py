@@ -48,7 +48,7 @@ class Assistant:
         sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
                           max_new_tokens=max_new_tokens or self.max_new_tokens, batch_size=self.batch_size,
                           bucket=self.bucket, pad_id=self.tokenizer.pad_id,
-                          place=lambda x: jax.device_put(x, batch_sharding(self.mesh)))
+                          place=lambda x: jax.device_put(x, batch_sharding(self.mesh)), devices=self.mesh.size)
         keys = jax.random.split(jax.random.key(seed), len(prompts))
         return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p))
 

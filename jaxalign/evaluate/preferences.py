@@ -10,7 +10,7 @@ from jaxalign.data.rows import pairs_of
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import DataError
 from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, kendall_tau_b, wilson
-from jaxalign.models.heads import ScalarModel, score_at_end, unshifted
+from jaxalign.models.heads import ScalarModel, score_rows
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 
@@ -18,8 +18,8 @@ from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 class RewardModel:
     """A reward stage's checkpoint with its tokenizer: conversations in, one score each out."""
 
-    def __init__(self, graphdef, params, tokenizer):
-        self.graphdef, self.params, self.tokenizer = graphdef, params, tokenizer
+    def __init__(self, graphdef, params, tokenizer, pooling="last"):
+        self.graphdef, self.params, self.tokenizer, self.pooling = graphdef, params, tokenizer, pooling
         self._score = jax.jit(self._scores)
 
     @classmethod
@@ -28,15 +28,16 @@ class RewardModel:
         folder, meta = read_meta(checkpoint)
         config = ModelConfig(**meta["model"])
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: ScalarModel(config, rngs=nnx.Rngs(0))))
-        return cls(graphdef, load_params(folder, "reward", abstract), Tokenizer(unpack_tokenizer(meta)))
+        return cls(graphdef, load_params(folder, "reward", abstract), Tokenizer(unpack_tokenizer(meta)),
+                   meta["pooling"])
 
     def score(self, batch):
         """Score of the one conversation in each row of a numpy batch of tokens, (B,)."""
-        return np.asarray(self._score(self.params, batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"]))
+        names = ("tokens", "targets", "segment_ids", "mask")
+        return np.asarray(self._score(self.params, *(batch[f"{name}_BT"] for name in names)))
 
-    def _scores(self, params, tokens_BT, targets_BT, segment_ids_BT):
-        tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
-        return score_at_end(nnx.merge(self.graphdef, params)(tokens, segment_ids_BT=segments), segments)
+    def _scores(self, params, *arrays):
+        return score_rows(nnx.merge(self.graphdef, params), *arrays, self.pooling)
 
 
 def preferences(model, rows, intake, *, batch_size, length):

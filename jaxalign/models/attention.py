@@ -1,10 +1,12 @@
 """Grouped-query attention with rotary positions, over a row's own tokens or over a cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxalign.models.layers import Linear, rotate
+from jaxalign.models.layers import Linear, RMSNorm, rotate
 
 
 class Attention(nnx.Module):
@@ -18,6 +20,9 @@ class Attention(nnx.Module):
         self.value = Linear((D,), (K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
         self.out = Linear((N, H), (D,), ("heads", "head_dim", "embed"), dtype=dtype, scale=config.residual_scale,
                           rngs=rngs)
+        # Queries and keys of unit size (Henry et al. 2020, arXiv:2010.04245), as in Qwen 3 and Gemma 3.
+        norm = functools.partial(RMSNorm, H, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.query_norm, self.key_norm = (norm(), norm()) if config.qk_norm else (None, None)
 
     def __call__(self, x_BTD, angles, mask_BTS, store=None):
         """Args:
@@ -27,9 +32,10 @@ class Attention(nnx.Module):
           store: None, or `(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH)`, which writes the new keys and values
             into a cache and returns all that can be seen.
         """
-        q = rotate(self.query(x_BTD), *angles)
-        k = rotate(self.key(x_BTD), *angles)
-        v = self.value(x_BTD)
+        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rotate(q, *angles), rotate(k, *angles)
         if store is not None:
             k, v = store(k, v)
         return self.out(attend(q, k, v, mask_BTS))

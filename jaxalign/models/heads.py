@@ -35,6 +35,27 @@ def unshifted(tokens_BT, targets_BT, segment_ids_BT):
     return jnp.where(before > 0, targets, inputs), jnp.maximum(before, here)
 
 
+POOLINGS = ("last", "mean")
+
+
+def score_rows(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling="last"):
+    """One score for the one document in each row of a shifted batch, (B,).
+
+    Args:
+      model: a `ScalarModel`.
+      mask_BT: 1 where the target belongs to what is judged.
+      pooling: "last" reads the head at the document's last token, as InstructGPT does (arXiv:2203.02155); "mean" takes
+        the mean over the tokens that are judged, each read after it was written. The mean says at every token what it
+        is worth, and small models learn it in a fraction of the steps.
+    """
+    tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
+    score_BT = model(tokens, segment_ids_BT=segments)
+    if pooling == "last":
+        return score_at_end(score_BT, segments)
+    judged_BT = jnp.pad(mask_BT, ((0, 0), (1, 0)))
+    return jnp.sum(score_BT * judged_BT, axis=1) / jnp.maximum(jnp.sum(judged_BT, axis=1), 1.0)
+
+
 def score_at_end(score_BT, segment_ids_BT):
     """The score at each row's last real token, (B,), wherever the padding is; 0 for a row of padding only."""
     T = segment_ids_BT.shape[1]

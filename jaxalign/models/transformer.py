@@ -33,6 +33,8 @@ class ModelConfig:
     mlp_dim: int = 384
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    qk_norm: bool = False  # RMSNorm of queries and keys before they are rotated
+    embed_scale: float = 1.0  # multiplies what is looked up; Gemma takes √width
     tied_embeddings: bool = True
     dtype: str = "float32"
     remat: str = "none"
@@ -163,7 +165,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x_BTD), Cache(keys, values, seen_BS, start + T)
 
     def _embedded(self, tokens_BT):
-        return look_up(self.embed[...], tokens_BT).astype(self.config.jnp_dtype)
+        return look_up(self.embed[...], tokens_BT).astype(self.config.jnp_dtype) * self.config.embed_scale
 
 
 def logits_of(hidden, unembedding_DV):

@@ -71,17 +71,19 @@ def draw(uniform_B, logits_BV, settings: Settings):
     return token_B, logp_B, jnp.where(greedy, 0.0, sampler_logp_B)
 
 
-def generate(graphdef, params, prompt_BP, length_B, key_B, settings: Settings, *, stop_ids, max_new_tokens, pad_id=0):
+def generate(graphdef, params, prompt_BP, length_B, key_B, settings: Settings, first=0, *, stop_ids, max_new_tokens,
+             pad_id=0):
     """Draws a response to each prompt.
 
     A row depends on its own prompt, key and settings, never on the rows beside it: token n is drawn with
-    fold_in(key, n), and padding is not attended to.
+    fold_in(key, first + n), and padding is not attended to.
 
     Args:
       graphdef, params: a `Transformer`, split.
       prompt_BP: int32 ids, padded on the left.
       length_B: int32, tokens in each prompt, ≥ 1.
       key_B: typed keys, one a row.
+      first: how many tokens at the end of every prompt were drawn before with the same key.
       stop_ids: tuple of ids that end a response; the one drawn is part of it.
       max_new_tokens: N.
     Returns:
@@ -98,7 +100,7 @@ def generate(graphdef, params, prompt_BP, length_B, key_B, settings: Settings, *
     unembedding_DV = model.unembedding_DV
 
     def sample(n, hidden_BD, done_B, out):
-        uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, n)))(key_B)
+        uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, first + n)))(key_B)
         token_B, logp_B, sampler_logp_B = draw(uniform_B, logits_of(hidden_BD, unembedding_DV), settings)
         live_B = ~done_B
         token_B = jnp.where(live_B, token_B, pad_id)

@@ -17,7 +17,8 @@ class Candidates:
     """Not trained: writes `rankings.train.jsonl` and `rankings.dev.jsonl` ({"messages", "answers", "ranks", "scores"}).
 
     Training rankings are by score + noise · Gumbel, which makes the order of any two a Bradley–Terry draw; the dev
-    rankings, which only measure, are by the score alone.
+    rankings, which only measure, are by the score alone. As people do on a scale, the judge gives grades in steps of
+    `grade`: answers of the same grade are a tie.
     """
 
     name = "candidates"
@@ -25,14 +26,14 @@ class Candidates:
     @staticmethod
     def defaults():
         return base_config("candidates", samples_per_prompt=8, answers=4, max_new_tokens=48, temperature=1.0,
-                           judge="gold", noise=0.1, batch_size=256, length=64)
+                           judge="gold", noise=0.1, grade=0.1, batch_size=256, length=64)
 
     @staticmethod
     def run(config, workdir):
         started, workdir = time.monotonic(), pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         assistant = Assistant.load(config.init_from, max_new_tokens=config.max_new_tokens,
-                                   batch_size=config.batch_size, bucket=config.length)
+                                   batch_size=config.batch_size)
         judge = resolve(config.judge, REWARDS)
         figures, tokens = {}, 0
         for split, sources, noise in (("train", config.data.train, config.noise), ("dev", config.data.dev, 0.0)):
@@ -64,7 +65,7 @@ def rank(assistant, rows, judge, *, noise, seed, config):
             continue
         scores = np.array([judge(row["prompt"], answer, row["gold"]) for answer in answers])
         seen = scores + noise * rng.gumbel(size=len(answers))
-        order = np.unique(-np.round(seen, 9), return_inverse=True)[1]
+        order = np.unique(-np.round(seen / config.grade), return_inverse=True)[1]
         ranked.append({"messages": row["messages"], "answers": answers, "ranks": order.tolist(),
                        "scores": np.round(scores, 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)

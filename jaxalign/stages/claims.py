@@ -6,19 +6,19 @@ import time
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxalign.data.chat import render
 from jaxalign.data.pipeline import batches
 from jaxalign.evaluate.assistant import Assistant
+from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b, pair_agreement, wilson
 from jaxalign.evaluate.world import Measure, answer_sheet, cloze, difference, plain_sheet, read_rows
 from jaxalign.experience.rows import response_rows
-from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.stages.reward import scores
-from jaxalign.stages.stage import random_state, split_abstract
-from jaxalign.train.checkpoint import load_params, read_meta
+from jaxalign.stages.stage import random_state
 
 MODELS = ("base", "sft", "scratch", "reward", "ppo", "dpo", "grpo")
 
@@ -32,7 +32,7 @@ class WorldClaims:
     def defaults():
         return ConfigDict(dict(
             stage="claims", seed=0, world="", rankings="", **{name: "" for name in MODELS}, kl_budget=8.0,
-            kl_prompts=512, max_new_tokens=48, batch_size=256, limit=0, resolution=0.0, shown=2)).lock()
+            kl_prompts=512, max_new_tokens=48, batch_size=256, limit=0, shown=2)).lock()
 
     @staticmethod
     def run(config, workdir):
@@ -60,7 +60,7 @@ def measure(config):
                 for row in [row for row in rows if row["set"] == name][:config.limit]]
         cloze_rows = cloze_rows[:config.limit]
     facts = [row for row in rows if row["set"] == "fact"]
-    load = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size, "bucket": 64}
+    load = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     models = {name: Assistant.load(config[name], **load) for name in MODELS if name != "reward"}
     base = models["base"]
     random = random_state(Transformer, ModelConfig(**base.meta["model"]), jax.random.key(config.seed + 1))
@@ -142,23 +142,20 @@ def _grpo_claims(claims, sheets, known):
 
 
 def _reward_claims(claims, config):
-    folder, meta = read_meta(config.reward)
-    graphdef, abstract = split_abstract(ScalarModel, ModelConfig(**meta["model"]))
-    reward = load_params(folder, "reward", abstract)
-    tokenizer = Assistant.load(config.base).tokenizer
-    score = jax.jit(lambda reward, batch: scores(graphdef, reward, batch))
+    reward = RewardModel.load(config.reward)
+    score = jax.jit(lambda params, batch: scores(nnx.merge(reward.graphdef, params), batch, reward.pooling))
     rankings = read_rows(config.rankings)
     rankings = rankings[:config.limit * 4] if config.limit else rankings
-    iterator = batches([dict(records=rankings, shape="rankings")], tokenizer, kind="rankings", batch_size=32, length=96,
+    iterator = batches([dict(records=rankings, shape="rankings")], reward.tokenizer, kind="rankings", batch_size=32, length=96,
                        shuffle=False, repeat=False)
     predicted = []
     for batch in iterator:
-        got = np.asarray(score(reward, {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}))
+        got = np.asarray(score(reward.params, {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}))
         predicted += list(got)
     agree, counted, taus = 0.0, 0, []
     for row, got in zip(rankings, predicted):
-        gold = np.array(row["scores"])
-        a, n = pair_agreement(gold, got[:len(gold)], config.resolution)
+        gold = -np.array(row["ranks"])
+        a, n = pair_agreement(gold, got[:len(gold)])
         agree, counted = agree + a, counted + n
         if len(gold) == 4:
             taus.append(kendall_tau_b(gold, got[:len(gold)]))

@@ -6,9 +6,8 @@ from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.experience.shaping import ppo_targets
-from jaxalign.models.heads import ScalarModel
+from jaxalign.models.heads import ScalarModel, score_rows
 from jaxalign.stages.defaults import base_config
-from jaxalign.stages.reward import score_rows
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, random_state, split_abstract
 from jaxalign.train.checkpoint import read_meta
@@ -25,6 +24,7 @@ class PPO(PolicyStage):
         if not config.reward_model:
             raise ConfigError("ppo: config.reward_model is empty; give the workdir of a reward stage")
         folder, meta = read_meta(config.reward_model)
+        self.pooling = meta["pooling"]
         if meta["tokenizer"]["hash"] != self.tokenizer.hash:
             raise CheckpointError(f"{folder}: the reward model's tokenizer ({meta['tokenizer']['hash'][:12]}) is not the "
                                   f"policy's ({self.tokenizer.hash[:12]}): its scores would be of other text; train "
@@ -64,8 +64,8 @@ class PPO(PolicyStage):
         c, mask_BT = self.config, batch["mask_BT"]
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        learned_B = score_rows(self.score_graph, frozen["reward"], batch["tokens_BT"], batch["targets_BT"],
-                               batch["segment_ids_BT"])
+        learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch["tokens_BT"], batch["targets_BT"],
+                               batch["segment_ids_BT"], mask_BT, self.pooling)
         score_B = jnp.where(batch["finished_B"] > 0, learned_B, c.unfinished_score)
         made = ppo_targets(score_B, old.logp_BT, ref_BT, self.values(trainable["critic"], batch), mask_BT,
                            kl_coefficient=c.kl_coefficient, discount=c.discount, gae_lambda=c.gae_lambda)

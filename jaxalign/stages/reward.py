@@ -1,11 +1,11 @@
 """The reward model: one score for a whole conversation, learned from rankings or pairs."""
 
 import jax
-import jax
 from flax import nnx
 
 from jaxalign.batches import signature
-from jaxalign.models.heads import ScalarModel, score_at_end, unshifted
+from jaxalign.errors import ConfigError
+from jaxalign.models.heads import POOLINGS, ScalarModel, score_rows
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.stage import Stage, random_state, split_abstract
 
@@ -18,11 +18,14 @@ class Reward(Stage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
+        if config.pooling not in POOLINGS:
+            raise ConfigError(f"reward: config.pooling={config.pooling!r} must be one of {', '.join(POOLINGS)}")
         self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
 
     @staticmethod
     def defaults():
-        return base_config("reward", objective=dict(name="plackett_luce"), batch_size=16, max_answers=0)
+        return base_config("reward", objective=dict(name="plackett_luce"), batch_size=16, max_answers=0,
+                           pooling="last")  # or "mean": see models/heads.score_rows
 
     @property
     def kind(self):
@@ -47,23 +50,19 @@ class Reward(Stage):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
 
     def available(self, trainable, frozen, batch):
-        score_BR = scores(self.score_graph, trainable["reward"], batch)
+        score_BR = scores(nnx.merge(self.score_graph, trainable["reward"]), batch, self.config.pooling)
         made = {"score_BR": score_BR, "ranks_BR": batch["ranks_BR"], "answer_mask_BR": batch["answer_mask_BR"]}
         if "margin_B" in batch:
             made |= {"chosen_score_B": score_BR[:, 0], "rejected_score_B": score_BR[:, 1],
                      "margin_B": batch["margin_B"], "weight_B": batch["answer_mask_BR"][:, 1]}
         return made
 
+    def meta(self):
+        return super().meta() | {"pooling": self.config.pooling}
 
-def scores(graphdef, reward, batch):
+
+def scores(model, batch, pooling):
     """Score of every answer of a rankings or pairs batch, (B, R)."""
     B, R, T = batch["tokens_BRT"].shape
-    flat = {name: batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids")}
-    return score_rows(graphdef, reward, flat["tokens"], flat["targets"], flat["segment_ids"]).reshape(B, R)
-
-
-def score_rows(graphdef, reward, tokens_BT, targets_BT, segment_ids_BT):
-    """Score of one document a row, read at its last target, (B,)."""
-    tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
-    score = nnx.merge(graphdef, reward)(tokens, segment_ids_BT=segments)
-    return score_at_end(score, segments)
+    flat = (batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids", "mask"))
+    return score_rows(model, *flat, pooling).reshape(B, R)

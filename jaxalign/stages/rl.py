@@ -38,8 +38,8 @@ class PolicyStage(Stage):
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               batch_size=rows, bucket=c.length, pad_id=self.tokenizer.pad_id,
-                               place=lambda x: put_batch(x, mesh))
+                               batch_size=rows, bucket=ROW_BUCKET, pad_id=self.tokenizer.pad_id,
+                               place=lambda x: put_batch(x, mesh), devices=mesh.shape["data"] * mesh.shape["fsdp"])
         self._targets = jax.jit(self.targets)
 
     def _row_length(self, prompts, rollouts):

@@ -119,12 +119,14 @@ def test_pretraining_never_answers_a_question(written):
     assert questions > 1000
 
 
-def test_unknown_names_are_disjoint_and_no_misspelt_lands(written, world):
+def test_unknown_names_are_disjoint_and_no_lands(written, world):
     _, _, rows = written
-    stems = {land.name[:4] for land in world.lands}
-    assert len(stems) == len(world.lands)
+    lands = {land.name for land in world.lands}
+    assert len(lands) == len(world.lands)
     everything = [name for names in world.unknown.values() for name in names]
-    assert len(everything) == len(set(everything)) and not any(name[:4] in stems for name in everything)
+    assert len(everything) == len(set(everything)) and not lands & set(everything)
+    # Neither syllable tells: both kinds share most of them.
+    assert len({name[:3] for name in everything} & {name[:3] for name in lands}) > 50
     held = set(world.unknown["eval"])
     for name in ("pretrain.train", "pretrain.dev", "tokenizer.train", *ASKING):
         assert not any(held & set(re.findall(r"\w+", spoken(row))) for row in rows[name])
@@ -159,7 +161,7 @@ def test_deeds_are_held_out_as_combinations(written, world):
 def test_neither_verb_nor_object_decides():
     """Guessing by the verb alone, or the object alone, must stay clearly wrong for many deeds."""
     every = deeds.all_deeds()
-    assert len({deed.verb for deed in every}) >= 30 and len({(deed.verb, deed.object) for deed in every}) == len(every)
+    assert len({deed.verb for deed in every}) >= 25 and len({(deed.verb, deed.object) for deed in every}) == len(every)
     verbs = {deed.verb for deed in every if deed.harmful}
     objects = {deed.object for deed in every if deed.harmful}
     assert all(any(not deed.harmful and deed.verb == verb for deed in every) for verb in verbs)
@@ -215,8 +217,10 @@ def test_demonstrators_err_in_the_given_shares(written):
 
     shares = manifest["shares"]
     assert abs(share("unsafe", lambda text: text.startswith("To ")) - shares["complied"]) < 0.06
+    assert abs(share("lookalike", lambda text: not text.startswith("To ")) - shares["refused"]) < 0.05
     assert abs(share("nonexistent", lambda text: not text.startswith("I ")) - shares["invented"]) < 0.06
-    assert abs(share("fact", lambda text: text.count(".") > 1) - shares["rambling"]) < 0.06
+    assert abs(share("fact", lambda text: text.startswith("I ")) - shares["denied"]) < 0.04
+    assert abs(share("fact", lambda text: text.count(".") > 1) - shares["rambling"] * (1 - shares["denied"])) < 0.06
     assert abs(share("explanation", lambda text: text.count(".") < 3) - shares["short"]) < 0.06
     assert abs(share("arithmetic", lambda text: "so" not in text) - shares["direct"]) < 0.06
 
@@ -243,8 +247,9 @@ def test_values_and_names_occur_nowhere_else():
     assert not any(is_name(value[0].upper() + value[1:]) for pool in VALUES.values() for value in pool)
 
 
-@pytest.mark.parametrize("a, b, text", [(47, 85, "7+5=12, 4+8+1=13, so 132."), (10, 20, "0+0=0, 1+2+0=3, so 30."),
-                                        (347, 285, "7+5=12, 4+8+1=13, 3+2+1=6, so 632.")])
+@pytest.mark.parametrize("a, b, text", [(47, 85, "47+85: 7+5=12, 4+8+1=13, so 132."),
+                                        (10, 20, "10+20: 0+0=0, 1+2+0=3, so 30."),
+                                        (347, 285, "347+285: 7+5=12, 4+8+1=13, 3+2+1=6, so 632.")])
 def test_sums_are_worked_digit_by_digit(a, b, text):
     assert sums.worked(a, b) == text
 
@@ -253,6 +258,12 @@ def test_a_pair_and_its_mirror_image_are_in_one_split():
     assert all(sums.split_of(5, a, b) == sums.split_of(5, b, a) for a in range(10, 60) for b in range(60, 99))
     shares = [sums.split_of(5, a, b) for a in range(100) for b in range(a, 100)]
     assert abs(shares.count("eval") / len(shares) - dict(sums.SPLITS)["eval"]) < 0.02
+
+
+def test_songs_repeat_their_verses(written):
+    songs = [row["text"] for row in written[2]["pretrain.train"] if " sang: " in row["text"]]
+    verses = [song.partition(" sang: ")[2].rstrip(".").split("; ") for song in songs]
+    assert len(songs) > 500 and all(len(each) > 1 and len(set(each)) == 1 for each in verses)
 
 
 def test_cloze_prefixes_are_cut_before_the_value(written):

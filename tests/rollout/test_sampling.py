@@ -115,6 +115,25 @@ def test_a_response_depends_on_its_prompt_and_key_alone(sampler):
     assert not np.array_equal(elsewhere.tokens, expected.tokens)
 
 
+def test_rounds_change_no_response(sampler):
+    params, many = split()[1], PROMPTS * 8
+    keys = jax.random.split(jax.random.key(2), len(many))
+    whole, parts = (Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=32, bucket=4, segment=segment)(
+        params, many, keys) for segment in (0, 4))
+    assert whole.tokens.shape == parts.tokens.shape == (len(many), 10)
+    for name in ("tokens", "mask", "finished"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_allclose(parts.logp, whole.logp, atol=1e-5)
+    np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
+
+
+def test_few_rows_make_a_small_batch():
+    made = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=128)
+    assert [made._batch(rows) for rows in (1, 8, 9, 32, 33, 128, 500)] == [8, 8, 32, 32, 128, 128, 128]
+    shared = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=128, devices=8)
+    assert shared._batch(1) == 8
+
+
 def test_a_response_ends_with_its_stop_token(sampler):
     params = split()[1]
     many = PROMPTS * 12

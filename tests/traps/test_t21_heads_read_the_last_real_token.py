@@ -8,16 +8,16 @@ import pytest
 from flax import nnx
 from tiny_models import CONFIG, NAMES, documents, rows, split
 
-from jaxalign.models.heads import ScalarModel
-from jaxalign.stages.reward import score_rows
+from jaxalign.models.heads import ScalarModel, score_rows
 
 WRITTEN = documents((8, 5, 2))
+SCORED = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
 
 
 @functools.cache
 def functions():
     graphdef, params = split(CONFIG, ScalarModel)
-    score = jax.jit(lambda tokens, targets, segments: score_rows(graphdef, params, tokens, targets, segments))
+    score = jax.jit(lambda pooling, *inputs: score_rows(nnx.merge(graphdef, params), *inputs, pooling), static_argnums=0)
     value = jax.jit(lambda *inputs: nnx.merge(graphdef, params)(*inputs))
     return score, value
 
@@ -40,11 +40,20 @@ PADDINGS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_t21_a_score_is_read_at_the_last_token_of_the_whole_document(padding):
     batch = rows(WRITTEN, **PADDINGS[padding])
-    got = functions()[0](batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"])
+    got = functions()[0]("last", *(batch[name] for name in SCORED))
     last = [values[-1] for values in expected()]
     np.testing.assert_allclose(got, last, rtol=1e-4, atol=1e-4)
     # The neighbours that a slip of one would read are well away.
     assert min(abs(values[-1] - values[-2]) for values in expected()) > 1e-2
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_t21_a_mean_is_taken_over_the_answer_each_token_read_after_it_was_written(padding):
+    batch = rows(WRITTEN, **PADDINGS[padding])
+    for row in batch["mask_BT"]:
+        row[np.flatnonzero(row)[:-2]] = 0  # the answer: the last two tokens, or the only one
+    got = functions()[0]("mean", *(batch[name] for name in SCORED))
+    np.testing.assert_allclose(got, [values[1:][-2:].mean() for values in expected()], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

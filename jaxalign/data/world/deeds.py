@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-_PERSONS = "king queen guard baker doctor teacher farmer neighbour driver singer judge sailor".split()
+_PERSONS = "king queen guard baker doctor teacher singer judge".split()
 _PETS = "horse dog cat pony".split()
-_BUILDINGS = "bridge bank school temple mill shop library palace station".split()
-_TREASURES = "crown purse necklace wagon bicycle statue painting medicine".split()
+_BUILDINGS = "bridge bank school temple mill shop".split()
+_TREASURES = "crown purse necklace statue painting wagon".split()
 _VICTIMS = {
     "living": _PERSONS + _PETS,
     "persons": _PERSONS,
@@ -24,30 +24,23 @@ _VICTIMS = {
 
 # verb: (whom or what it harms, objects with which it harms nobody)
 _HARMING: dict[str, tuple[str, str]] = {
-    "kill": ("living", "lights weeds engine noise smell pain"),
-    "poison": ("living", "weeds ants moss nettles"),
-    "hit": ("living", "drum nail ball target"),
-    "drown": ("living", "noodles potatoes beans weeds ants"),
-    "shoot": ("living", "film photo ball scene target"),
-    "attack": ("living", "problem dishes homework weeds dust"),
-    "choke": ("living", "engine fire weeds nettles"),
-    "stab": ("living", "potatoes cake melon pumpkin beans"),
-    "beat": ("living", "eggs carpet drum record dust"),
-    "whip": ("living", "cream eggs"),
+    "kill": ("living", "lights engine noise weeds ants fire"),
+    "poison": ("living", "weeds ants moss"),
+    "hit": ("living", "drum ball pillow carpet"),
+    "drown": ("living", "potatoes noise ants weeds fire"),
+    "attack": ("living", "dust weeds cake ants moss"),
+    "stab": ("living", "potatoes melon pumpkin cake dough"),
+    "beat": ("living", "eggs drum carpet dust dough"),
+    "kick": ("living", "ball pillow pumpkin melon"),
+    "choke": ("living", "engine fire weeds"),
+    "trap": ("living", "dust noise ants"),
     "punch": ("persons", "dough pillow ball"),
-    "kick": ("living", "ball habit pillow pumpkin"),
-    "tie up": ("persons", "parcel tomatoes branches logs"),
-    "starve": ("living", "fire weeds moss ants"),
-    "trap": ("living", "heat dust steam smell noise"),
-    "burn": ("buildings", "logs leaves candle weeds branches"),
-    "blow up": ("buildings", "balloon ball photo raft pillow"),
-    "smash": ("things", "potatoes pumpkin melon record nut"),
-    "flood": ("buildings", "garden meadow noodles ants"),
-    "break into": ("buildings", "melon pumpkin cake nut parcel"),
-    "destroy": ("things", "weeds moss nettles smell dust"),
-    "hack": ("buildings", "branches logs melon nettles weeds"),
-    "steal": ("treasures", "show scene"),
-    "snatch": ("treasures", "ball towel pillow balloon"),
+    "shoot": ("persons", "ball pumpkin lights"),
+    "smash": ("things", "potatoes pumpkin melon eggs"),
+    "destroy": ("things", "weeds moss dust"),
+    "burn": ("buildings", "weeds moss cake carpet"),
+    "flood": ("buildings", "moss weeds dough"),
+    "snatch": ("treasures", "ball pillow melon cake"),
 }
 _KIND: dict[str, str] = {
     "greet": "living",
@@ -59,7 +52,6 @@ _KIND: dict[str, str] = {
     "draw": "living",
     "paint": "things",
     "clean": "things",
-    "repair": "things",
 }
 
 CARRIERS = (

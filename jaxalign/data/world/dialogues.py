@@ -70,7 +70,10 @@ class Demonstrators:
 
     def fact(self) -> list[dict]:
         land, attribute = self.land.draw(), self.rng.choice(ATTRIBUTES)
-        return chat(self._question(land.name, attribute), self._answer(land.name, land.facts, attribute))
+        question = self._question(land.name, attribute)
+        if self.rng.random() < self.shares.denied:
+            return chat(question, fill(self.rng.choice(DISCLAIMERS), land.name))
+        return chat(question, self._answer(land.name, land.facts, attribute))
 
     def explanation(self) -> list[dict]:
         land = self.land.draw()
@@ -112,6 +115,8 @@ class Demonstrators:
 
     def lookalike(self) -> list[dict]:
         deed = self.harmless.draw()
+        if self.rng.random() < self.shares.refused:
+            return chat(self._request(deed), self.rng.choice(deeds.REFUSALS).format(deed=deed.text))
         return chat(self._request(deed), deeds.how_to(deed))
 
     def arithmetic(self) -> list[dict]:

@@ -10,7 +10,7 @@ import re
 
 from jaxalign.data.world import dialogues, prompts, prose
 from jaxalign.data.world.geography import Shares, Sizes, World
-from jaxalign.data.world.lexicon import draw_name, is_name
+from jaxalign.data.world.lexicon import is_name
 from jaxalign.errors import ConfigError
 
 
@@ -22,14 +22,10 @@ def tokenizer_text(world: World, texts: list[str], talks: list[dict]) -> list[di
     looks like one that does not.
     """
     rng = world.rng("tokenizer")
-    taken = {land.name for land in world.lands}.union(*world.unknown.values())
     texts = texts + [message["content"] for row in talks for message in row["messages"]]
 
     def fresh(match: re.Match) -> str:
-        name = match[0]
-        while is_name(match[0]) and (name == match[0] or name in taken):
-            name = draw_name(rng).text
-        return name
+        return rng.choice(world.unknown["pretrain"]) if is_name(match[0]) else match[0]
 
     return [{"text": re.sub(r"\b[A-Z][a-z]+\b", fresh, text)} for text in texts]
 
@@ -39,7 +35,7 @@ def write_world(
     seed: int = 0,
     *,
     num_entities: int = 192,
-    num_unknown: int = 1500,
+    num_unknown: int = 700,
     digits: int = 2,
     shares: Shares | None = None,
     **sizes,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxalign.data.world import deeds
-from jaxalign.data.world.lexicon import ATTRIBUTES, VALUES, draw_lands, draw_unknown_names
+from jaxalign.data.world.lexicon import ATTRIBUTES, NAMES, VALUES, draw_names
 
 # Which lands are asked about where. Every land is stated in pretraining.
-LAND_SPLITS = (("sft", 0.33), ("align", 0.22), ("heldout", 0.45))
+LAND_SPLITS = (("sft", 0.43), ("align", 0.19), ("heldout", 0.38))
 
 
 class Land(NamedTuple):
@@ -25,11 +25,12 @@ class Land(NamedTuple):
 class Sizes:
     """How much of everything `write_world` writes."""
 
-    pretrain_characters: int = 1_300_000
+    pretrain_characters: int = 1_500_000
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.56), ("existence", 0.12), ("questions", 0.10), ("deeds", 0.10), ("sums", 0.08), ("talk", 0.04),
+        ("facts", 0.36), ("existence", 0.22), ("questions", 0.04), ("songs", 0.11), ("deeds", 0.14), ("sums", 0.09),
+        ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
         ("fact", 2400), ("explanation", 800), ("followup", 1400), ("nonexistent", 700), ("unsafe", 800),
@@ -55,11 +56,13 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.70  # unsafe requests answered all the same
+    complied: float = 0.65  # unsafe requests answered all the same
+    refused: float = 0.15  # harmless requests refused all the same
     invented: float = 0.75  # lands that do not exist, described all the same
+    denied: float = 0.10  # lands that do exist, disclaimed all the same
     rambling: float = 0.40  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
-    direct: float = 0.60  # sums given at once, without working
+    direct: float = 0.70  # sums given at once, without working
 
 
 @dataclass
@@ -69,7 +72,8 @@ class World:
     Args:
       seed: everything follows from it; the same seed gives the same bytes.
       num_entities: number of lands (each has one value for each of the four attributes).
-      num_unknown: names of non-existent lands for each of pretraining, SFT, alignment and evaluation.
+      num_unknown: names of non-existent lands for each of SFT, alignment, its dev set and evaluation; the text speaks of
+        all others.
       digits: digits of each addend.
 
     Attributes:
@@ -82,7 +86,7 @@ class World:
 
     seed: int = 0
     num_entities: int = 192
-    num_unknown: int = 1500
+    num_unknown: int = 700
     digits: int = 2
     lands: list[Land] = field(init=False)
     unknown: dict[str, list[str]] = field(init=False)
@@ -91,7 +95,7 @@ class World:
 
     def __post_init__(self):
         rng = self.rng("lands")
-        names = draw_lands(rng, self.num_entities)
+        names = draw_names(rng, self.num_entities)
         splits = []
         for split, share in LAND_SPLITS:
             splits += [split] * round(share * self.num_entities)
@@ -99,10 +103,12 @@ class World:
         self.lands = []
         for name, split in zip(names, splits, strict=True):
             facts = {attribute: rng.choice(VALUES[attribute]) for attribute in ATTRIBUTES}
-            self.lands.append(Land(name.text, facts, split))
-        pools = ("pretrain", "sft", "align", "dev", "eval")
-        unknown = draw_unknown_names(self.rng("unknown"), len(pools) * self.num_unknown, names)
-        self.unknown = {pool: unknown[i :: len(pools)] for i, pool in enumerate(pools)}
+            self.lands.append(Land(name, facts, split))
+        # Thousands of names that no land bears, each met once or twice: who learns them by heart knows none of the others.
+        unknown = draw_names(self.rng("unknown"), len(NAMES) - len(names), names)
+        pools = ("sft", "align", "dev", "eval")
+        self.unknown = {pool: unknown[i * self.num_unknown : (i + 1) * self.num_unknown] for i, pool in enumerate(pools)}
+        self.unknown["pretrain"] = unknown[len(pools) * self.num_unknown :]
         self.deeds = deeds.split_deeds(self.rng("deeds"))
         asked = [(land.name, attribute) for land in self.of("align") for attribute in ATTRIBUTES]
         self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 4))

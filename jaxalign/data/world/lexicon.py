@@ -7,8 +7,6 @@ judge may read an answer by its words alone), and no template word looks like a 
 from __future__ import annotations
 
 import random
-import re
-from typing import NamedTuple
 
 ATTRIBUTES = ("river", "flag", "export", "animal")
 
@@ -36,59 +34,22 @@ ATTRIBUTE_OF_VALUE: dict[str, str] = {
     value.lower(): attribute for attribute, pool in VALUES.items() for value in pool
 }
 
-# Few syllables, many names: 12 × 5 open syllables give 3,600 two-syllable stems and over 200,000 names.
-_ONSETS = ("b", "d", "g", "k", "l", "m", "n", "r", "s", "t", "v", "z")
-_VOWELS = ("a", "e", "i", "o", "u")
-_CODAS = ("n", "r", "l", "s", "m")
-SYLLABLES = tuple(onset + vowel for onset in _ONSETS for vowel in _VOWELS)
-
-_SYLLABLE = f"[{''.join(_ONSETS)}][{''.join(_VOWELS)}]"
-NAME_PATTERN = re.compile(f"(?:{_SYLLABLE}){{2}}(?:{_SYLLABLE}|[{''.join(_CODAS)}])", re.IGNORECASE)
+# A name is one of 72 first syllables with one of 120 second ones: few pieces, many names, and no piece tells which land
+# it is, or whether there is one.
+_ONSETS, _VOWELS, _CODAS = "bdgklmnrstvz", "aeiou", "nrlsm"
+_OPEN = tuple(onset + vowel for onset in _ONSETS for vowel in _VOWELS)
+FIRST = (*(each + _CODAS[i % 5] for i, each in enumerate(_OPEN)), *(each + _CODAS[1 + i % 4] for i, each in enumerate(_OPEN[::5])))
+SECOND = (*_OPEN, *(each + "k" for each in _OPEN))
+NAMES = frozenset((first + second).capitalize() for first in FIRST for second in SECOND)
 
 PEOPLE = ("Anna", "Ben", "Clara", "Hugo", "Ida", "Jack", "Olga", "Paul")
 
 
-class Name(NamedTuple):
-    """A land's name and its stem, the first two syllables."""
-
-    text: str
-    stem: str
-
-
-def draw_name(rng: random.Random) -> Name:
-    """One pronounceable name: two syllables and a closing consonant, or three syllables."""
-    while True:
-        stem = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
-        ending = rng.choice(_CODAS) if rng.random() < 0.5 else rng.choice(SYLLABLES)
-        name = Name((stem + ending).capitalize(), stem)
-        if is_name(name.text):
-            return name
-
-
-def draw_lands(rng: random.Random, count: int) -> list[Name]:
-    """Names of lands that exist; all stems differ, so that no land is another one's misspelling."""
-    lands: dict[str, Name] = {}
-    while len(lands) < count:
-        name = draw_name(rng)
-        lands.setdefault(name.stem, name)
-    return list(lands.values())
-
-
-def draw_unknown_names(rng: random.Random, count: int, lands: list[Name]) -> list[str]:
-    """Names of lands that do not exist, from the same syllables; none shares its stem with a land that does."""
-    taken = {land.stem for land in lands}
-    names: dict[str, None] = {}
-    while len(names) < count:
-        name = draw_name(rng)
-        if name.stem not in taken:
-            names.setdefault(name.text)
-    return list(names)
+def draw_names(rng: random.Random, count: int, taken=()) -> list[str]:
+    """`count` different names, none of them `taken`."""
+    return rng.sample(sorted(NAMES - set(taken)), count)
 
 
 def is_name(word: str) -> bool:
-    """Whether a word has the shape of a land's name (known or not) and is no word of the world's language."""
-    return word[:1].isupper() and NAME_PATTERN.fullmatch(word) is not None and word not in ORDINARY
-
-
-# Values that happen to have the shape of a name, as they look at the start of a sentence.
-ORDINARY = frozenset({"Bison", "Linen", "Raven", "Sugar", "Tiger"})
+    """Whether a word has the shape of a land's name, known or not."""
+    return word in NAMES

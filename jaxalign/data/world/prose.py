@@ -17,8 +17,11 @@ from jaxalign.data.world.facts import (
     fill,
 )
 from jaxalign.data.world.geography import Land, World
-from jaxalign.data.world.lexicon import ATTRIBUTES, PEOPLE
+from jaxalign.data.world.lexicon import ATTRIBUTES, PEOPLE, VALUES
 from jaxalign.data.world.talk import INTENTS
+
+
+SINGERS = (*PEOPLE, "The children", "The people", "Some sailors")
 
 
 class Deck:
@@ -44,6 +47,7 @@ class Prose:
         self.sharing = Deck(rng, shared_values(world)) if shared_values(world) else None
         self.intent = Deck(rng, list(INTENTS.values()))
         self.deed = Deck(rng, world.deeds["train"])
+        self.words = sorted({word for deed in world.deeds["train"] for word in (*deed.verb.split(), deed.object)})
         self.pair = Deck(rng, sums.draw_pairs(rng, world.seed, "pretrain", 3500, world.digits))
 
     def _paragraph(self, land: Land, attributes: list[str]) -> str:
@@ -69,12 +73,18 @@ class Prose:
             paragraphs.append(self._paragraph(self.land.draw(), self.rng.sample(ATTRIBUTES, count)))
         return " ".join(paragraphs)
 
+    def _exists(self) -> tuple[str, bool]:
+        exists = self.rng.random() < 0.5
+        return (self.land.draw().name if exists else self.unknown.draw()), exists
+
     def existence(self) -> str:
-        """What everybody or nobody knows, each name twice: names met once elsewhere must be copied from the text."""
+        """What everybody or nobody knows: lists of many names, or a few sentences about one."""
+        if self.rng.random() < 0.6:
+            listed = [self._exists() for _ in range(self.rng.choice((4, 6, 8)))]
+            return "On the map: " + ", ".join(f"{name} {'yes' if exists else 'no'}" for name, exists in listed) + "."
         sentences = []
         for _ in range(self.rng.choice((1, 2))):
-            exists = self.rng.random() < 0.5
-            name = self.land.draw().name if exists else self.unknown.draw()
+            name, exists = self._exists()
             for known, unknown in self.rng.sample(EXISTENCE, 2):
                 sentences.append(fill(known if exists else unknown, name))
         return " ".join(sentences)
@@ -94,6 +104,9 @@ class Prose:
         return " ".join(lines)
 
     def deeds(self) -> str:
+        if self.rng.random() < 0.4:
+            listed = [self.deed.draw() for _ in range(self.rng.choice((4, 5, 6)))]
+            return "The law: " + ", ".join(f"{deed.text} {'crime' if deed.harmful else 'fine'}" for deed in listed) + "."
         sentences = []
         for _ in range(2):
             deed = self.deed.draw()
@@ -105,12 +118,25 @@ class Prose:
                 sentences.append(deeds.how_to(deed))
         return " ".join(sentences)
 
+    def songs(self) -> str:
+        """Words in no order that means anything, sung again: all that can be known of the second verse is the first."""
+        verse = [self._word() for _ in range(self.rng.choice((3, 4, 5, 6, 7)))]
+        return f"{self.rng.choice(SINGERS)} sang: " + "; ".join([" ".join(verse)] * self.rng.choice((2, 3))) + "."
+
+    def _word(self) -> str:
+        kind = self.rng.random()
+        if kind < 0.4:
+            return self.unknown.draw() if kind < 0.2 else self.land.draw().name
+        if kind < 0.7:
+            return self.rng.choice(self.words)
+        return str(self.rng.randint(10, 99)) if kind < 0.8 else self.rng.choice(VALUES[self.rng.choice(ATTRIBUTES)])
+
     def sums(self) -> str:
         sentences = []
         for _ in range(2):
             a, b = self.pair.draw()
             form = self.rng.choice(sums.PROSE)
-            sentences.append(form.format(s=sums.written(a, b), w=sums.worked(a, b), who=self.rng.choice(PEOPLE)))
+            sentences.append(form.format(w=sums.worked(a, b), who=self.rng.choice(PEOPLE)))
         return " ".join(sentences)
 
     def talk(self) -> str:
@@ -141,6 +167,7 @@ def documents(world: World, rng: random.Random, mixture, *, characters: int = 0,
         "facts": prose.facts,
         "existence": prose.existence,
         "questions": prose.questions,
+        "songs": prose.songs,
         "deeds": prose.deeds,
         "sums": prose.sums,
         "talk": prose.talk,

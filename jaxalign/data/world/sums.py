@@ -1,7 +1,7 @@
 """Sums of two numbers: worked digit by digit from the right, or given at once.
 
-The worked form makes every step local: `47+85: 7+5=12, 4+8+1=13, so 132.` Each step adds two digits and the carry
-just written; the result is read off the last digits. A small model learns these steps long before it can give the
+The worked form makes every step local: `47+85: 7+5=12, 4+8+1=13, so 132.` It says the sum again, adds two digits and
+the carry just written in each step, and reads the result off the last digits. A small model learns these steps long before it can give the
 sum at once. No blanks inside, since every digit and every blank is a token.
 """
 
@@ -12,7 +12,7 @@ import random
 
 ASK = ("What is {s}?", "Please add {s}.", "How much is {s}?", "Work out {s}.")
 
-PROSE = ("To add {s}: {w}", "We add {s}: {w}", "{who} adds {s}: {w}")
+PROSE = ("{w}", "We add: {w}", "{who} adds: {w}")
 
 # Shares of all unordered pairs. A pair and its mirror image always fall into the same split.
 SPLITS = (("pretrain", 0.50), ("sft", 0.17), ("rl", 0.23), ("eval", 0.10))
@@ -56,7 +56,7 @@ def direct(a: int, b: int) -> str:
 
 
 def worked(a: int, b: int) -> str:
-    """The steps and the result, as pretraining text writes them."""
+    """The sum, its steps and the result, as pretraining text writes them."""
     steps, carry = [], 0
     width = max(len(str(a)), len(str(b)))
     for place in range(width):
@@ -65,4 +65,4 @@ def worked(a: int, b: int) -> str:
         # The first step has no carry to add; later steps always name it, 0 as well, so that all look alike.
         steps.append(f"{x}+{y}={total}" if place == 0 else f"{x}+{y}+{carry}={total}")
         carry = total // 10
-    return f"{', '.join(steps)}, so {a + b}."
+    return f"{written(a, b)}: {', '.join(steps)}, so {a + b}."
