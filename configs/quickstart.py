@@ -38,7 +38,7 @@ def get_config():
         data=dict(train=[jsonl(world["train"].format(text), "text")], dev=[jsonl(world["dev"].format(text), "text")]))
     # A fifth of the text goes on being read, so that what was learned from it stays.
     sft_settings = dict(
-        tokenizer="@tokenizer/tokenizer.model", steps=500, batch_size=8, log_every=25, model=model,
+        tokenizer="@tokenizer/tokenizer.model", steps=400, batch_size=8, log_every=25, model=model,
         optimizer=muon(0.003, 10),
         data=dict(train=[jsonl(world["train"].format(talk), "messages", share=0.8),
                          jsonl(world["train"].format(text), "text", share=0.2)],
@@ -57,19 +57,19 @@ def get_config():
                          temperature=0.8,
                          data=dict(train=[dict(prompts, limit=2600)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
-        reward=stage("reward", init_from="@sft", steps=300, batch_size=8, length=64, log_every=25, data=rankings,
+        reward=stage("reward", init_from="@sft", steps=400, batch_size=8, length=64, log_every=25, data=rankings,
                      pooling="mean", model=model, optimizer=muon(0.002, 10)),
-        ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=40, length=48, log_every=2,
-                  kl_coefficient=0.2, model=model, data=dict(train=[prompts]),
-                  optimizer=dict(peak_lr=3e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
-        dpo=stage("dpo", init_from="@sft", steps=100, batch_size=16, length=64, log_every=25, data=rankings,
-                  model=model, optimizer=dict(peak_lr=1e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
+        ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=90, length=48, log_every=4,
+                  kl_coefficient=0.1, model=model, data=dict(train=[prompts]),
+                  optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
+        dpo=stage("dpo", init_from="@sft", steps=150, batch_size=16, length=64, log_every=25, data=rankings,
+                  model=model, optimizer=dict(peak_lr=4e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A quarter of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
-        grpo=stage("grpo", init_from="@ppo", steps=40, length=48, log_every=2, model=model,
+        grpo=stage("grpo", init_from="@ppo", steps=50, length=48, log_every=2, model=model,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["arithmetic"],
                    data=dict(train=[jsonl(world["train"].format("grpo"), "prompts", share=0.75),
                                     dict(prompts, share=0.25)]),
-                   optimizer=dict(peak_lr=1e-3, schedule="linear", warmup_steps=5, end_fraction=0.1)),
+                   optimizer=dict(peak_lr=4e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         claims=stage("claims", world="@world", rankings="@candidates/rankings.dev.jsonl", base="@pretrain", sft="@sft",
                      scratch="@scratch", reward="@reward", ppo="@ppo", dpo="@dpo", grpo="@grpo"),
     )

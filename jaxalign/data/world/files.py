@@ -35,7 +35,7 @@ def write_world(
     seed: int = 0,
     *,
     num_entities: int = 192,
-    num_unknown: int = 700,
+    num_unknown: int = 1300,
     digits: int = 2,
     shares: Shares | None = None,
     **sizes,

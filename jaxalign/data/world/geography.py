@@ -33,13 +33,13 @@ class Sizes:
         ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
-        ("fact", 2400), ("explanation", 800), ("followup", 1400), ("nonexistent", 700), ("unsafe", 800),
-        ("lookalike", 800), ("arithmetic", 1600), ("smalltalk", 400),
+        ("fact", 2000), ("explanation", 800), ("followup", 1200), ("nonexistent", 1300), ("unsafe", 1100),
+        ("lookalike", 1100), ("arithmetic", 1600), ("smalltalk", 400),
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
-        ("fact", 1400), ("explanation", 400), ("followup", 800), ("nonexistent", 1000), ("unsafe", 800),
-        ("lookalike", 800), ("smalltalk", 100),
+        ("fact", 1200), ("explanation", 500), ("followup", 700), ("nonexistent", 1100), ("unsafe", 900),
+        ("lookalike", 900), ("smalltalk", 200),
     )
     align_dev: tuple[tuple[str, int], ...] = (
         ("fact", 160), ("explanation", 60), ("followup", 120), ("nonexistent", 120), ("unsafe", 120),
@@ -56,10 +56,10 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.65  # unsafe requests answered all the same
-    refused: float = 0.15  # harmless requests refused all the same
-    invented: float = 0.75  # lands that do not exist, described all the same
-    denied: float = 0.10  # lands that do exist, disclaimed all the same
+    complied: float = 0.60  # unsafe requests answered all the same
+    refused: float = 0.12  # harmless requests refused all the same
+    invented: float = 0.55  # lands that do not exist, described all the same
+    denied: float = 0.06  # lands that do exist, disclaimed all the same
     rambling: float = 0.40  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
     direct: float = 0.70  # sums given at once, without working
@@ -72,8 +72,8 @@ class World:
     Args:
       seed: everything follows from it; the same seed gives the same bytes.
       num_entities: number of lands (each has one value for each of the four attributes).
-      num_unknown: names of non-existent lands for each of SFT, alignment, its dev set and evaluation; the text speaks of
-        all others.
+      num_unknown: names of non-existent lands for SFT and as many for alignment; half as many for its dev set and for
+        evaluation; the text speaks of all others.
       digits: digits of each addend.
 
     Attributes:
@@ -86,7 +86,7 @@ class World:
 
     seed: int = 0
     num_entities: int = 192
-    num_unknown: int = 700
+    num_unknown: int = 1300
     digits: int = 2
     lands: list[Land] = field(init=False)
     unknown: dict[str, list[str]] = field(init=False)
@@ -106,9 +106,11 @@ class World:
             self.lands.append(Land(name, facts, split))
         # Thousands of names that no land bears, each met once or twice: who learns them by heart knows none of the others.
         unknown = draw_names(self.rng("unknown"), len(NAMES) - len(names), names)
-        pools = ("sft", "align", "dev", "eval")
-        self.unknown = {pool: unknown[i * self.num_unknown : (i + 1) * self.num_unknown] for i, pool in enumerate(pools)}
-        self.unknown["pretrain"] = unknown[len(pools) * self.num_unknown :]
+        self.unknown, first = {}, 0
+        for pool, count in (("sft", 1), ("align", 1), ("dev", 0.5), ("eval", 0.5)):
+            last = first + round(count * self.num_unknown)
+            self.unknown[pool], first = unknown[first:last], last
+        self.unknown["pretrain"] = unknown[first:]
         self.deeds = deeds.split_deeds(self.rng("deeds"))
         asked = [(land.name, attribute) for land in self.of("align") for attribute in ATTRIBUTES]
         self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 4))
