@@ -10,7 +10,7 @@ from jaxalign.data.world import deeds
 from jaxalign.data.world.lexicon import ATTRIBUTES, NAMES, VALUES, draw_names
 
 # Which lands are asked about where. Every land is stated in pretraining.
-LAND_SPLITS = (("sft", 0.43), ("align", 0.19), ("heldout", 0.38))
+LAND_SPLITS = (("sft", 0.42), ("align", 0.18), ("heldout", 0.40))
 
 
 class Land(NamedTuple):
