@@ -25,7 +25,7 @@ class Land(NamedTuple):
 class Sizes:
     """How much of everything `write_world` writes."""
 
-    pretrain_characters: int = 1_500_000
+    pretrain_characters: int = 1_700_000
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
