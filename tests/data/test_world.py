@@ -74,13 +74,13 @@ def test_heldout_lands_are_stated_but_never_asked(written, world):
             assert row["entity"] in heldout
 
 
-def test_every_fact_is_stated_in_six_ways_or_more(written, world):
+def test_every_fact_is_stated_in_five_ways_or_more(written, world):
     text = "\n".join(row["text"] for row in written[2]["pretrain.train"])
     for land in world.lands:
         for attribute in ATTRIBUTES:
             forms = facts.STATEMENTS[attribute]
             said = sum(facts.fill(form, land.name, land.facts[attribute]) in text for form in forms)
-            assert said >= 6, (land, attribute, said)
+            assert said >= 5, (land, attribute, said)
 
 
 def test_sft_never_asks_what_only_alignment_asks(written, world):
