@@ -35,7 +35,8 @@ decode = jax.jit(decoded, static_argnums=(0, 5))
 forward = jax.jit(lambda graphdef, params, tokens: nnx.merge(graphdef, params)(tokens), static_argnums=0)
 
 
-@pytest.mark.parametrize(("chunk", "change"), [(1, {}), (2, {"unroll": 2}), (1, {"num_kv_heads": 4})])
+@pytest.mark.parametrize(("chunk", "change"), [(1, {}), (2, {"unroll": 2}), (1, {"num_kv_heads": 4}),
+                                               (1, {"qk_norm": True, "embed_scale": 4.0})])
 def test_cached_decoding_of_ragged_prompts_is_the_whole_forward_pass(chunk, change):
     graphdef, params = split(dataclasses.replace(CONFIG, **change))
     whole = documents([size + NEW for size in SIZES])

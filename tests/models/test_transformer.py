@@ -18,7 +18,8 @@ TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
 run = jax.jit(logits, static_argnums=0)
 
 
-@pytest.mark.parametrize("change", [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1, "tied_embeddings": False}])
+@pytest.mark.parametrize("change", [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1, "tied_embeddings": False},
+                                    {"qk_norm": True, "embed_scale": 4.0, "rope_theta": 100.0}])
 def test_logits_are_those_of_the_equations_in_float64(change):
     config = dataclasses.replace(CONFIG, **change)
     graphdef, params = split(config)

@@ -23,13 +23,16 @@ def logits(params, config, tokens):
     """(T, V) of one document. `params` is the pure dict of a `Transformer`."""
     params = {name: value for name, value in _flat(params)}
     embed, c = params["embed"], config
-    h = [embed[t] for t in tokens]
+    h = [embed[t] * c.embed_scale for t in tokens]
     for n in range(c.num_layers):
         w = {name.removeprefix("layers/"): value[n] for name, value in params.items() if name.startswith("layers/")}
         normed = [norm(x, w["attention_norm/scale"], c.norm_eps) for x in h]
         q = [np.einsum("d,dnh->nh", x, w["attention/query/kernel"]) for x in normed]
         k = [np.einsum("d,dkh->kh", x, w["attention/key/kernel"]) for x in normed]
         v = [np.einsum("d,dkh->kh", x, w["attention/value/kernel"]) for x in normed]
+        if c.qk_norm:
+            q, k = ([np.array([norm(head, w[f"attention/{name}_norm/scale"], c.norm_eps) for head in x]) for x in heads]
+                    for name, heads in (("query", q), ("key", k)))
         group = c.num_heads // c.num_kv_heads
         for t in range(len(tokens)):
             heads = []
