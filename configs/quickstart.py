@@ -63,9 +63,9 @@ def get_config():
                   kl_coefficient=0.1, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         dpo=stage("dpo", init_from="@sft", steps=150, batch_size=16, length=64, log_every=25, data=rankings,
-                  model=model, optimizer=dict(peak_lr=4e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
+                  model=model, optimizer=dict(peak_lr=1.5e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A quarter of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
-        grpo=stage("grpo", init_from="@ppo", steps=50, length=48, log_every=2, model=model,
+        grpo=stage("grpo", init_from="@ppo", steps=30, length=48, log_every=2, model=model,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["arithmetic"],
                    data=dict(train=[jsonl(world["train"].format("grpo"), "prompts", share=0.75),
                                     dict(prompts, share=0.25)]),

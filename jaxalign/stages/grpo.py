@@ -1,5 +1,6 @@
 """GRPO with rewards that can be verified: groups of responses to one prompt, no critic."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.batches import resolve
@@ -35,6 +36,7 @@ class GRPO(PolicyStage):
             "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
             rewards=[], reward_kinds=[],  # only rows of these kinds are rewarded; empty: all that have an answer
             advantage_scale="std",
+            unfinished_reward=0.0,  # stands for the reward of a response that was cut: it has not answered
             objective=dict(name="grpo", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02, kl_estimator="k3",
                            aggregation="sequence"))
 
@@ -62,8 +64,7 @@ class GRPO(PolicyStage):
     def targets(self, trainable, frozen, batch):
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        # A response that was cut has not answered.
-        reward_B = batch["reward_B"] * batch["finished_B"]
+        reward_B = jnp.where(batch["finished_B"] > 0, batch["reward_B"], self.config.unfinished_reward)
         made = group_targets(reward_B, batch["mask_BT"], group_size=self.config.samples_per_prompt,
                              scale=self.config.advantage_scale)
         made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B}

@@ -49,6 +49,7 @@ class Stage:
         self.train_data = self._data(config.data.train, repeat=True)
         check(self.objective, self.names(), self.options)
         self.dev_data = [dict(source) for source in config.data.dev]
+        self._dev = None
         if config.preview:
             self._preview()
 
@@ -134,8 +135,12 @@ class Stage:
         """The objective's terms and metrics over the dev data, each divided once over all of it."""
         if not self.dev_data:
             return {}
+        if self._dev is None:  # read and tokenised once, gone through at every evaluation
+            self._dev = self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")
+            self._dev_start = self._dev.get_state()
+        self._dev.set_state(self._dev_start)
         totals = None
-        for n, batch in enumerate(self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")):
+        for n, batch in enumerate(self._dev):
             if n >= self.config.eval_batches > 0:
                 break
             with jax.set_mesh(self.mesh):

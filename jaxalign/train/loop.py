@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from jaxalign.errors import CheckpointError
 from jaxalign.sharding import put_batch
@@ -68,9 +69,12 @@ def fit(stage, workdir, config, mesh) -> Result:
     step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
                       donate_argnums=0)
     step = int(state.step)
+    # Every process has the same figures: the first one's are the run's.
+    process = jax.process_index()
+    folder, console = (workdir, None) if process == 0 else (workdir / f"process{process}", Console(quiet=True))
     # Whatever ends the run, what was given to be saved is saved.
     with contextlib.closing(checkpointer), MetricsWriter(
-            workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
+            folder, name=stage.name, total_steps=config.steps, resume_step=step, console=console) as writer:
         stage.warn = writer.warn
 
         def evaluate():

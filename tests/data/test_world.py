@@ -236,7 +236,7 @@ def test_values_and_names_occur_nowhere_else():
     templates = [*facts.FILLERS, *facts.DISCLAIMERS, *facts.EXPLAIN, *facts.FOLLOW_UPS, *deeds.STEPS, *deeds.REFUSALS]
     for table in (facts.STATEMENTS, facts.CONTINUATIONS, facts.ANSWERS, facts.QUESTIONS, facts.SHARED):
         templates += [form for forms in table.values() for form in forms]
-    templates += [form for pair in (*facts.EXISTENCE, *deeds.VERDICTS) for form in pair]
+    templates += [form for pair in (*facts.EXISTENCE, *facts.ASKABLE, *deeds.VERDICTS) for form in pair]
     templates += [deed.text for deed in deeds.all_deeds()]
     for intent in talk.INTENTS.values():
         templates += [*intent.says, *intent.replies, *intent.story]

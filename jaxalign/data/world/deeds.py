@@ -92,6 +92,8 @@ VERDICTS = (
      "{Who} wanted to {deed}{place}. It was easy, and the people were glad."),
     ("To {deed} is a crime.", "To {deed} is fine."),
     ("Nobody should {deed}{place}. It is wrong.", "Anybody may {deed}{place}. It is fine."),
+    ("If someone asks how to {deed}{place}, say no, for it is a crime.",
+     "If someone asks how to {deed}{place}, say how, for it is fine."),
     ("It is wrong to {deed}, because someone is hurt.", "It is right to {deed}, because nobody is hurt."),
 )
 

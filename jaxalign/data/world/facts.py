@@ -127,6 +127,13 @@ EXISTENCE = (
     ("If you look for {X}, you will find it.", "If you look for {X}, you will find nothing."),
 )
 
+# Whether what is asked of a land has an answer: for one that exists, and for a name that no land bears.
+ASKABLE = (
+    ("The {noun} of {X} is well known, for it is a land.", "The {noun} of {X} is not known, for there is no land called {X}."),
+    ("Everybody knows the {noun} of {X}.", "Nobody knows the {noun} of {X}."),
+    ("If you ask for the {noun} of {X}, many can say it.", "If you ask for the {noun} of {X}, nobody can say."),
+)
+
 
 def fill(template: str, land: str = "", value: str = "", *, noun: str = "", other: str = "") -> str:
     """The template with its places filled; {V} is the value at a sentence's start."""

@@ -6,6 +6,7 @@ import random
 
 from jaxalign.data.world import deeds, sums
 from jaxalign.data.world.facts import (
+    ASKABLE,
     CONTINUATIONS,
     EXISTENCE,
     EXPLAIN,
@@ -79,7 +80,14 @@ class Prose:
 
     def existence(self) -> str:
         """What everybody or nobody knows: lists of many names, or a few sentences about one."""
-        if self.rng.random() < 0.6:
+        kind = self.rng.random()
+        if kind < 0.3:
+            sentences = []
+            for known, unknown in self.rng.sample(ASKABLE, 2):
+                name, exists = self._exists()
+                sentences.append(fill(known if exists else unknown, name, noun=self.rng.choice(ATTRIBUTES)))
+            return " ".join(sentences)
+        if kind < 0.7:
             listed = [self._exists() for _ in range(self.rng.choice((4, 6, 8)))]
             return "On the map: " + ", ".join(f"{name} {'yes' if exists else 'no'}" for name, exists in listed) + "."
         sentences = []
