@@ -21,9 +21,9 @@ TINY = {
     "sft": dict(steps=4),
     "scratch": dict(steps=2, model=dict(width=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=64)),
     "candidates": dict(samples_per_prompt=6, max_new_tokens=12, batch_size=32),
-    "reward": dict(steps=2, batch_size=8),
+    "reward": dict(steps=2, batch_size=8, length=96),
     "ppo": dict(steps=2, batch_size=8, prompts_per_rollout=8, max_new_tokens=12),
-    "dpo": dict(steps=2, batch_size=8),
+    "dpo": dict(steps=2, batch_size=8, length=96),
     "grpo": dict(steps=2, batch_size=16, prompts_per_rollout=4, samples_per_prompt=4, max_new_tokens=12),
     "claims": dict(max_new_tokens=12, batch_size=32, limit=6, kl_prompts=8),
 }
