@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Eighteen minutes on two shared CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
+Seventeen minutes on two shared CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
 """
 
 from jaxalign.pipeline import pipeline_config

@@ -12,7 +12,7 @@ from jaxalign.errors import DataError
 from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, kendall_tau_b, wilson
 from jaxalign.models.heads import ScalarModel, score_rows
 from jaxalign.models.transformer import ModelConfig
-from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
+from jaxalign.train.checkpoint import load_params, read_reward_meta, unpack_tokenizer
 
 
 class RewardModel:
@@ -25,7 +25,7 @@ class RewardModel:
     @classmethod
     def load(cls, checkpoint):
         """From a reward stage's workdir or one checkpoint's folder. Raises CheckpointError."""
-        folder, meta = read_meta(checkpoint)
+        folder, meta = read_reward_meta(checkpoint)
         config = ModelConfig(**meta["model"])
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: ScalarModel(config, rngs=nnx.Rngs(0))))
         return cls(graphdef, load_params(folder, "reward", abstract), Tokenizer(unpack_tokenizer(meta)),

@@ -10,7 +10,7 @@ from jaxalign.models.heads import ScalarModel, score_rows
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, random_state, split_abstract
-from jaxalign.train.checkpoint import read_meta
+from jaxalign.train.checkpoint import read_reward_meta
 
 
 class PPO(PolicyStage):
@@ -23,7 +23,7 @@ class PPO(PolicyStage):
         self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
         if not config.reward_model:
             raise ConfigError("ppo: config.reward_model is empty; give the workdir of a reward stage")
-        folder, meta = read_meta(config.reward_model)
+        folder, meta = read_reward_meta(config.reward_model)
         self.pooling = meta["pooling"]
         if meta["tokenizer"]["hash"] != self.tokenizer.hash:
             raise CheckpointError(f"{folder}: the reward model's tokenizer ({meta['tokenizer']['hash'][:12]}) is not the "

@@ -126,6 +126,15 @@ def read_meta(path):
                               "else") from error
 
 
+def read_reward_meta(path):
+    """`read_meta` of a reward model; its "pooling" says how it reads a score. Raises CheckpointError for another stage's."""
+    folder, meta = read_meta(path)
+    if "pooling" not in meta:
+        raise CheckpointError(f"{folder}: expected a reward model, this is a checkpoint of the stage {meta.get('stage')!r}, "
+                              "which gives no score; name the workdir of a reward stage")
+    return folder, meta
+
+
 def load_params(folder, part, like):
     """One part ("policy", "reward", …) of a checkpoint's parameters, into the shapes and shardings of `like`.
 

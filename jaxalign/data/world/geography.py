@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.36), ("existence", 0.22), ("questions", 0.04), ("songs", 0.11), ("deeds", 0.14), ("sums", 0.09),
+        ("facts", 0.36), ("existence", 0.25), ("questions", 0.04), ("songs", 0.08), ("deeds", 0.14), ("sums", 0.09),
         ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (

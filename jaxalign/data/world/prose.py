@@ -81,13 +81,13 @@ class Prose:
     def existence(self) -> str:
         """What everybody or nobody knows: lists of many names, or a few sentences about one."""
         kind = self.rng.random()
-        if kind < 0.3:
+        if kind < 0.2:
             sentences = []
             for known, unknown in self.rng.sample(ASKABLE, 2):
                 name, exists = self._exists()
                 sentences.append(fill(known if exists else unknown, name, noun=self.rng.choice(ATTRIBUTES)))
             return " ".join(sentences)
-        if kind < 0.7:
+        if kind < 0.8:
             listed = [self._exists() for _ in range(self.rng.choice((4, 6, 8)))]
             return "On the map: " + ", ".join(f"{name} {'yes' if exists else 'no'}" for name, exists in listed) + "."
         sentences = []
@@ -135,7 +135,7 @@ class Prose:
         kind = self.rng.random()
         if kind < 0.4:
             return self.unknown.draw() if kind < 0.2 else self.land.draw().name
-        if kind < 0.7:
+        if kind < 0.8:
             return self.rng.choice(self.words)
         return str(self.rng.randint(10, 99)) if kind < 0.8 else self.rng.choice(VALUES[self.rng.choice(ATTRIBUTES)])
 
