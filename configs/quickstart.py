@@ -21,7 +21,7 @@ def jsonl(path, shape, **more):
 
 
 def muon(peak_lr, warmup_steps):
-    # Embeddings at twice the rate of the matrices: at a third of it, half of the facts were learned in the same time.
+    # Embeddings learn at twice the rate of the matrices: experiments/quickstart/README.md has what that moved.
     return dict(name="muon", peak_lr=peak_lr, schedule="linear", warmup_steps=warmup_steps, end_fraction=0.02,
                 muon_adam_fraction=2.0)
 

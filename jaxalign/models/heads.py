@@ -45,8 +45,7 @@ def score_rows(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling="l
       model: a `ScalarModel`.
       mask_BT: 1 where the target belongs to what is judged.
       pooling: "last" reads the head at the document's last token, as InstructGPT does (arXiv:2203.02155); "mean" takes
-        the mean over the tokens that are judged, each read after it was written. The mean says at every token what it
-        is worth, and small models learn it in a fraction of the steps.
+        the mean over the tokens that are judged, each read after it was written.
     """
     tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
     score_BT = model(tokens, segment_ids_BT=segments)

@@ -33,7 +33,7 @@ class Sampler:
     """Batches ragged prompts into a few fixed shapes, so that a handful of compilations serve any work.
 
     Responses are drawn in rounds of `segment` tokens. Those that have not ended go on together in the next round, their
-    tokens so far read anew: a batch never waits long for its longest row, which is what most of the time went into.
+    tokens so far read anew: a batch never waits long for its longest row.
 
     Args:
       graphdef: of a `Transformer`.

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.batches import resolve
 from jaxalign.data.pipeline import batches
+from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.rewards import REWARDS
 from jaxalign.stages.defaults import base_config
@@ -30,6 +31,8 @@ class Candidates:
 
     @staticmethod
     def run(config, workdir):
+        if config.grade <= 0:
+            raise ConfigError(f"candidates: config.grade={config.grade} must be above 0; for no ties take a small one, 1e-9")
         started, workdir = time.monotonic(), pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         assistant = Assistant.load(config.init_from, max_new_tokens=config.max_new_tokens,

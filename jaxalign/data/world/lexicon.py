@@ -38,7 +38,10 @@ ATTRIBUTE_OF_VALUE: dict[str, str] = {
 # it is, or whether there is one.
 _ONSETS, _VOWELS, _CODAS = "bdgklmnrstvz", "aeiou", "nrlsm"
 _OPEN = tuple(onset + vowel for onset in _ONSETS for vowel in _VOWELS)
-FIRST = (*(each + _CODAS[i % 5] for i, each in enumerate(_OPEN)), *(each + _CODAS[1 + i % 4] for i, each in enumerate(_OPEN[::5])))
+FIRST = (
+    *(each + _CODAS[i % 5] for i, each in enumerate(_OPEN)),
+    *(each + _CODAS[1 + i % 4] for i, each in enumerate(_OPEN[::5])),
+)
 SECOND = (*_OPEN, *(each + "k" for each in _OPEN))
 NAMES = frozenset((first + second).capitalize() for first in FIRST for second in SECOND)
 
