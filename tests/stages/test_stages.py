@@ -184,3 +184,10 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
     assert ("⟦" in shown) == (name != "grpo")
     # Looking at a row does not use it up.
     assert stage.train_data.get_state() == made(name, tmp_path, preview=False).train_data.get_state()
+
+
+def test_grades_that_are_no_steps_are_refused(tmp_path):
+    config = default_config("candidates")
+    config.grade = 0.0
+    with pytest.raises(ConfigError, match="config.grade=0.0 must be above 0"):
+        STAGES["candidates"].run(config, tmp_path)
