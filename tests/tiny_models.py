@@ -32,8 +32,9 @@ def split(config=CONFIG, cls=Transformer):
         scale = backbone["layers"][name]["scale"]
         scale.set_value(rng.uniform(0.5, 1.5, scale.shape).astype(np.float32))
     if cls is ScalarModel:
-        kernel = params["head"]["kernel"]
-        kernel.set_value(rng.normal(size=kernel.shape).astype(np.float32))
+        for name in ("head", "gate"):
+            kernel = params[name]["kernel"]
+            kernel.set_value(rng.normal(size=kernel.shape).astype(np.float32))
     return graphdef, jax.tree.map(jnp.asarray, params)
 
 

@@ -10,8 +10,9 @@ from jaxalign.data.rows import pairs_of
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import DataError
 from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, kendall_tau_b, wilson
-from jaxalign.models.heads import ScalarModel, score_rows
+from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import ModelConfig
+from jaxalign.rewards.learned import score_rows
 from jaxalign.train.checkpoint import load_params, read_reward_meta, unpack_tokenizer
 
 

@@ -11,12 +11,13 @@ class ScalarModel(nnx.Module):
     """A transformer whose output is one number a token, in float32.
 
     `backbone` has the parameters of a language model, so that one can be started from a checkpoint of the other. The
-    head starts at zero: before training every score is 0.
+    head starts at zero: before training every score is 0. So does `gate`, the weight of a token's log-probability where a reward counts it (`rewards/learned.py`).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.backbone = Transformer(config, rngs=rngs)
         self.head = Linear((config.width,), (1,), ("embed", None), dtype=jnp.float32, scale=0.0, rngs=rngs)
+        self.gate = Linear((config.width,), (1,), ("embed", None), dtype=jnp.float32, scale=0.0, rngs=rngs)
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         hidden_BTD = self.backbone(tokens_BT, positions_BT, segment_ids_BT)
@@ -33,26 +34,6 @@ def unshifted(tokens_BT, targets_BT, segment_ids_BT):
     before, here = jnp.pad(segment_ids_BT, ((0, 0), (1, 0))), jnp.pad(segment_ids_BT, ((0, 0), (0, 1)))
     inputs, targets = jnp.pad(tokens_BT, ((0, 0), (0, 1))), jnp.pad(targets_BT, ((0, 0), (1, 0)))
     return jnp.where(before > 0, targets, inputs), jnp.maximum(before, here)
-
-
-POOLINGS = ("last", "mean")
-
-
-def score_rows(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling="last"):
-    """One score for the one document in each row of a shifted batch, (B,).
-
-    Args:
-      model: a `ScalarModel`.
-      mask_BT: 1 where the target belongs to what is judged.
-      pooling: "last" reads the head at the document's last token, as InstructGPT does (arXiv:2203.02155); "mean" takes
-        the mean over the tokens that are judged, each read after it was written.
-    """
-    tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
-    score_BT = model(tokens, segment_ids_BT=segments)
-    if pooling == "last":
-        return score_at_end(score_BT, segments)
-    judged_BT = jnp.pad(mask_BT, ((0, 0), (1, 0)))
-    return jnp.sum(score_BT * judged_BT, axis=1) / jnp.maximum(jnp.sum(judged_BT, axis=1), 1.0)
 
 
 def score_at_end(score_BT, segment_ids_BT):

@@ -10,13 +10,15 @@ from jaxalign.objectives.reduce import Loss, Term, counted
 
 
 def dpo(
-    chosen_logp_B, rejected_logp_B, chosen_ref_B, rejected_ref_B, weight_B=None, *, beta, smoothing=0.0
+    chosen_logp_B, rejected_logp_B, chosen_ref_B, rejected_ref_B, weight_B=None, chosen_length_B=None, *, beta,
+    smoothing=0.0, nll_coefficient=0.0
 ) -> Loss:
     """Negative log-likelihood of preferring y⁺ to y⁻ (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), with label
-    smoothing (conservative DPO, Mitchell 2023, ericmitchell.ai/cdpo.pdf).
+    smoothing (conservative DPO, Mitchell 2023, ericmitchell.ai/cdpo.pdf) and, at choice, the chosen answer's own
+    likelihood (Pang et al. 2024, arXiv:2404.19733, eq. 1), which keeps it from falling with the rejected one's.
 
         r(y) = β · [log π(y|x) − log π_ref(y|x)]
-        ℓ    = −(1 − ε) · log σ(r⁺ − r⁻) − ε · log σ(r⁻ − r⁺)
+        ℓ    = −(1 − ε) · log σ(r⁺ − r⁻) − ε · log σ(r⁻ − r⁺) − α · log π(y⁺|x) / |y⁺|
 
     Args:
       chosen_logp_B: log π(y⁺|x) in nats, summed over the answer's tokens. Trained.
@@ -24,11 +26,13 @@ def dpo(
       chosen_ref_B: log π_ref(y⁺|x) under the frozen reference. No gradient.
       rejected_ref_B: log π_ref(y⁻|x). No gradient.
       weight_B: 1 where the pair counts, else 0; every pair counts if None. No gradient.
+      chosen_length_B: |y⁺|, its tokens. Needed if α > 0.
       beta: β > 0; the smaller, the further the policy may move.
       smoothing: ε in [0, ½): the share of preferences believed to be turned round.
+      nll_coefficient: α ≥ 0.
 
     Returns:
-      Term `preference`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻), `chosen_reward`
+      Terms `preference` and, if α > 0, `nll`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻), `chosen_reward`
       and `rejected_reward` (r⁺, r⁻), in nats times β.
     """
     weight_B = jnp.ones_like(chosen_logp_B) if weight_B is None else weight_B
@@ -46,4 +50,7 @@ def dpo(
         "chosen_reward": Term(chosen_reward_B, weight_B),
         "rejected_reward": Term(rejected_reward_B, weight_B),
     }
-    return Loss({"preference": Term(value_B, weight_B)}, metrics)
+    terms = {"preference": Term(value_B, weight_B)}
+    if nll_coefficient:
+        terms["nll"] = Term(-chosen_B / jnp.maximum(chosen_length_B, 1.0), weight_B, nll_coefficient)
+    return Loss(terms, metrics)

@@ -62,8 +62,7 @@ def rank(assistant, rows, judge, *, noise, seed, config):
     rng = np.random.default_rng([seed, 7])
     ranked = []
     for n, row in enumerate(rows):
-        # People are shown different answers; those drawn first stay, so likely ones are the most frequent.
-        answers = list(dict.fromkeys(t for t in texts[n * copies:(n + 1) * copies] if t))[:config.answers]
+        answers = most_different([t for t in texts[n * copies:(n + 1) * copies] if t], config.answers)
         if len(answers) < 2:
             continue
         scores = np.array([judge(row["prompt"], answer, row["gold"]) for answer in answers])
@@ -72,6 +71,26 @@ def rank(assistant, rows, judge, *, noise, seed, config):
         ranked.append({"messages": row["messages"], "answers": answers, "ranks": order.tolist(),
                        "scores": np.round(scores, 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
+
+
+def most_different(texts, count):
+    """At most `count` of the texts, no two alike, as different from each other as can be had greedily.
+
+    People learn nothing from ranking the same thing said twice. The text drawn first stays; then comes, each time, the
+    one that shares the smallest part of its word pairs (Jaccard) with whichever chosen one it is most like.
+    """
+    left = list(dict.fromkeys(texts))
+    pairs = {text: set(zip(["", *text.split()], [*text.split(), ""])) for text in left}
+    likeness = dict.fromkeys(left, 0.0)
+    chosen = []
+    while left and len(chosen) < count:
+        new = min(left, key=likeness.get)  # of equals the one drawn first
+        left.remove(new)
+        chosen.append(new)
+        for text in left:
+            both = len(pairs[text] & pairs[new]) / len(pairs[text] | pairs[new])
+            likeness[text] = max(likeness[text], both)
+    return chosen
 
 
 def _rows(sources, tokenizer, config):

@@ -16,7 +16,7 @@ class DPO(Stage):
 
     @staticmethod
     def defaults():
-        return base_config("dpo", objective=dict(name="dpo", beta=0.1, smoothing=0.0), batch_size=32)
+        return base_config("dpo", objective=dict(name="dpo", beta=0.1, smoothing=0.0, nll_coefficient=0.0), batch_size=32)
 
     def start(self, trainable):
         trainable = super().start(trainable)

@@ -6,7 +6,8 @@ from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.experience.shaping import ppo_targets
-from jaxalign.models.heads import ScalarModel, score_rows
+from jaxalign.models.heads import ScalarModel
+from jaxalign.rewards.learned import score_rows
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, random_state, split_abstract

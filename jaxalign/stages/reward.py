@@ -3,9 +3,11 @@
 import jax
 from flax import nnx
 
-from jaxalign.batches import signature
+from jaxalign.batches import bind, signature
 from jaxalign.errors import ConfigError
-from jaxalign.models.heads import POOLINGS, ScalarModel, score_rows
+from jaxalign.models.heads import ScalarModel
+from jaxalign.objectives.reduce import Loss, Term, as_loss
+from jaxalign.rewards.learned import POOLINGS, score_and_likelihood, score_rows
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.stage import Stage, random_state, split_abstract
 
@@ -20,12 +22,16 @@ class Reward(Stage):
         super().__init__(config, workdir, mesh)
         if config.pooling not in POOLINGS:
             raise ConfigError(f"reward: config.pooling={config.pooling!r} must be one of {', '.join(POOLINGS)}")
+        if config.lm_coefficient and config.pooling != "likelihood":
+            raise ConfigError(f"reward: config.lm_coefficient={config.lm_coefficient} keeps the backbone a language "
+                              'model, whose likelihood only config.pooling="likelihood" computes; set that, or 0')
         self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
 
     @staticmethod
     def defaults():
         return base_config("reward", objective=dict(name="plackett_luce"), batch_size=16, max_answers=0,
-                           pooling="last")  # or "mean": see models/heads.score_rows
+                           pooling="last",  # one of rewards/learned.POOLINGS
+                           lm_coefficient=0.0)  # how much the best answer's own likelihood counts
 
     @property
     def kind(self):
@@ -42,15 +48,36 @@ class Reward(Stage):
             return {"reward": self.load(self.config.init_from, self.score_abstract, "reward")}
         backbone = self.load(self.config.init_from, self.abstract)
         reward = trainable["reward"]
-        # In the order of the names: backbone, then head.
-        leaves = jax.tree.leaves(backbone) + jax.tree.leaves(reward["head"])
+        # In the order of the names: backbone, gate, head.
+        leaves = jax.tree.leaves(backbone) + jax.tree.leaves(reward["gate"]) + jax.tree.leaves(reward["head"])
         return {"reward": jax.tree.unflatten(jax.tree.structure(reward), leaves)}
 
     def names(self):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
 
     def available(self, trainable, frozen, batch):
-        score_BR = scores(nnx.merge(self.score_graph, trainable["reward"]), batch, self.config.pooling)
+        return self._made(batch, self._scored(trainable, batch)[0])
+
+    def loss_fn(self, trainable, frozen, batch, key):
+        """The objective and, at choice, the likelihood of the best answers: a backbone that goes on being a language
+        model generalises further (Yang et al. 2024, arXiv:2406.10216, section 3.2) and still knows what is true."""
+        score_BR, logp_BRT = self._scored(trainable, batch)
+        loss = as_loss(bind(self.objective, self._made(batch, score_BR), self.options))
+        if not self.config.lm_coefficient:
+            return loss
+        best_BR = batch["answer_mask_BR"] * (batch["ranks_BR"] == 0)
+        term = Term(-logp_BRT, batch["mask_BRT"] * best_BR[..., None], self.config.lm_coefficient)
+        return Loss(loss.terms | {"lm": term}, loss.metrics)
+
+    def _scored(self, trainable, batch):
+        """(score_BR, logp_BRT)."""
+        B, R, T = batch["tokens_BRT"].shape
+        flat = (batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids", "mask"))
+        model = nnx.merge(self.score_graph, trainable["reward"])
+        score, logp = score_and_likelihood(model, *flat, self.config.pooling)
+        return score.reshape(B, R), None if logp is None else logp.reshape(B, R, T)
+
+    def _made(self, batch, score_BR):
         made = {"score_BR": score_BR, "ranks_BR": batch["ranks_BR"], "answer_mask_BR": batch["answer_mask_BR"]}
         if "margin_B" in batch:
             made |= {"chosen_score_B": score_BR[:, 0], "rejected_score_B": score_BR[:, 1],

@@ -107,14 +107,17 @@ def test_the_prompts_that_measure_a_reward_model_are_held_out(written, world):
 
 
 def test_pretraining_never_answers_a_question(written):
-    """A question is followed by another question or by nothing, and no chat token occurs."""
-    imperatives = ("Tell me", "Please name", "Please tell", "Describe", "I would like")
+    """Where something is asked no value, no refusal and no instruction stands: at most whether it may be asked."""
+    imperatives = ("Tell me", "Please name", "Please tell", "Describe", "I would like", "Please help me")
     questions = 0
     for row in written[2]["pretrain.train"]:
         sentences = re.split(r"(?<=[.?!]) ", row["text"])
         asks = [each.endswith("?") or each.startswith(imperatives) for each in sentences]
         questions += sum(asks)
-        assert all(asks) or not any(asks), row
+        if any(asks):
+            words = re.findall(r"[a-z]+", row["text"].lower())
+            assert not any(word in ATTRIBUTE_OF_VALUE for word in words), row
+            assert not any(each.startswith(("To ", "I will", "I cannot", "I do not", "Sorry")) for each in sentences), row
         assert "<|" not in row["text"]
     assert questions > 1000
 
@@ -236,7 +239,7 @@ def test_values_and_names_occur_nowhere_else():
     templates = [*facts.FILLERS, *facts.DISCLAIMERS, *facts.EXPLAIN, *facts.FOLLOW_UPS, *deeds.STEPS, *deeds.REFUSALS]
     for table in (facts.STATEMENTS, facts.CONTINUATIONS, facts.ANSWERS, facts.QUESTIONS, facts.SHARED):
         templates += [form for forms in table.values() for form in forms]
-    templates += [form for pair in (*facts.EXISTENCE, *facts.ASKABLE, *deeds.VERDICTS) for form in pair]
+    templates += [form for pair in (*facts.EXISTENCE, *facts.MARKS, *deeds.VERDICTS, *deeds.RULINGS) for form in pair]
     templates += [deed.text for deed in deeds.all_deeds()]
     for intent in talk.INTENTS.values():
         templates += [*intent.says, *intent.replies, *intent.story]

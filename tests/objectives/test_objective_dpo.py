@@ -58,3 +58,12 @@ def test_agrees_with_optax(smoothing):
     expected = optax.sigmoid_binary_cross_entropy(margin, jnp.full_like(margin, 1 - smoothing))
     got = dpo(*LOGPS, beta=0.1, smoothing=smoothing).terms["preference"].value
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_likelihood_of_the_chosen_answer():
+    """The added term of arXiv:2404.19733, eq. 1: per token of each chosen answer, and none where the pair does not count."""
+    weight, length = np.array([1.0] * 12 + [0.0] * 4), np.arange(1.0, 17.0)
+    terms = objective(*LOGPS, weight, length, beta=0.1, nll_coefficient=0.5).terms
+    expected = np.mean(-0.5 * LOGPS[0, :12].astype(np.float64) / length[:12])
+    np.testing.assert_allclose(reduce({"nll": terms["nll"]})[0], expected, rtol=1e-5)
+    assert "nll" not in objective(*LOGPS, weight, length, beta=0.1).terms

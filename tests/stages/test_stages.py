@@ -12,6 +12,7 @@ from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
+from jaxalign.stages.candidates import most_different
 from jaxalign.train.checkpoint import load_params, read_meta
 
 OBJECTIVE = '''
@@ -191,3 +192,12 @@ def test_grades_that_are_no_steps_are_refused(tmp_path):
     config.grade = 0.0
     with pytest.raises(ConfigError, match="config.grade=0.0 must be above 0"):
         STAGES["candidates"].run(config, tmp_path)
+
+
+def test_people_are_shown_answers_that_differ():
+    said = ["It is tea.", "It is tea.", "It is salt.", "I do not know.", "It is tea. It is a nice place.", "It is tea!"]
+    chosen = most_different(said, 3)
+    assert chosen[:2] == ["It is tea.", "I do not know."]  # the first drawn, then the one that shares nothing with it
+    assert len(set(most_different(said, 9))) == 5 and most_different([], 4) == []
+    # Two ways to say one thing do not both come before something else is said.
+    assert most_different(["It is red.", "It is redder.", "No."], 2) == ["It is red.", "No."]

@@ -91,7 +91,7 @@ def test_a_part_is_loaded_where_the_mesh_wants_it(saved):
     (dict(tied_embeddings=False), Transformer, r"missing: unembed/kernel"),
     (dict(mlp_dim=24), Transformer, r"other shape: layers/mlp/down/kernel is \[2, 16, 16\], expected \[2, 24, 16\]"),
     (dict(vocab_size=40), Transformer, r"other shape: embed is \[32, 16\], expected \[40, 16\]"),
-    (dict(), ScalarModel, r"missing: backbone/embed, .* and 8 more; unexpected: embed, "),
+    (dict(), ScalarModel, r"missing: backbone/embed, .* and 9 more; unexpected: embed, "),
 ])
 def test_parameters_that_do_not_fit_are_named(saved, changes, cls, message):
     _, like = tiny_models.abstract(dataclasses.replace(CONFIG, **changes), cls)

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from tiny_models import CONFIG, NAMES, documents, rows, split
 
-from jaxalign.models.heads import ScalarModel, score_rows
+from jaxalign.models.heads import ScalarModel
+from jaxalign.rewards.learned import score_rows
 
 WRITTEN = documents((8, 5, 2))
 SCORED = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
@@ -54,6 +55,24 @@ def test_t21_a_mean_is_taken_over_the_answer_each_token_read_after_it_was_writte
         row[np.flatnonzero(row)[:-2]] = 0  # the answer: the last two tokens, or the only one
     got = functions()[0]("mean", *(batch[name] for name in SCORED))
     np.testing.assert_allclose(got, [values[1:][-2:].mean() for values in expected()], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_t21_a_likelihood_is_that_of_the_token_whose_gate_weighs_it(padding):
+    batch = rows(WRITTEN, **PADDINGS[padding])
+    for row in batch["mask_BT"]:
+        row[np.flatnonzero(row)[:-2]] = 0
+    got = functions()[0]("likelihood", *(batch[name] for name in SCORED))
+    graphdef, params = split(CONFIG, ScalarModel)
+    wanted = []
+    for document, values in zip(WRITTEN, expected()):
+        model = nnx.merge(graphdef, params)
+        hidden_TD = np.asarray(model.backbone(np.array([document], np.int32))[0], np.float64)
+        logits_TV = hidden_TD @ np.asarray(model.backbone.unembedding_DV, np.float64)
+        logp_T = [logits_TV[t - 1, document[t]] - np.log(np.exp(logits_TV[t - 1]).sum()) for t in range(1, len(document))]
+        gate_T = hidden_TD[1:] @ np.asarray(model.gate.kernel[...], np.float64)[:, 0]
+        wanted.append((values[1:] + gate_T * logp_T)[-2:].mean())
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -97,6 +97,9 @@ VERDICTS = (
     ("It is wrong to {deed}, because someone is hurt.", "It is right to {deed}, because nobody is hurt."),
 )
 
+# The law, read out after a request: (harmful, harmless).
+RULINGS = (("Forbidden.", "Allowed."), ("The law says: forbidden.", "The law says: allowed."))
+
 
 class Deed(NamedTuple):
     """A verb with its object; `harmful` says whether doing it hurts someone."""

@@ -38,7 +38,7 @@ def rambling(rng: random.Random, land: str, facts: dict[str, str], attribute: st
     others = rng.sample([other for other in ATTRIBUTES if other != attribute], 3)
     fillers = rng.sample(FILLERS, 3)
     for i in range(rng.choice((1, 2, 2, 3))):
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             sentences.append(fill(rng.choice(CONTINUATIONS[others[i]]), land, facts[others[i]]))
         else:
             sentences.append(fillers[i])

@@ -127,11 +127,12 @@ EXISTENCE = (
     ("If you look for {X}, you will find it.", "If you look for {X}, you will find nothing."),
 )
 
-# Whether what is asked of a land has an answer: for one that exists, and for a name that no land bears.
-ASKABLE = (
-    ("The {noun} of {X} is well known, for it is a land.", "The {noun} of {X} is not known, for there is no land called {X}."),
-    ("Everybody knows the {noun} of {X}.", "Nobody knows the {noun} of {X}."),
-    ("If you ask for the {noun} of {X}, many can say it.", "If you ask for the {noun} of {X}, nobody can say."),
+# What the margin of an exam sheet says after a question: it can be answered, or it asks about a land that is none.
+MARKS = (
+    ("Good.", "Void."),
+    ("The mark is good.", "The mark is void."),
+    ("{A} read it and said: good.", "{A} read it and said: void."),
+    ("{A} wrote beside it: good.", "{A} wrote beside it: void."),
 )
 
 

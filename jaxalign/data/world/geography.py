@@ -10,7 +10,7 @@ from jaxalign.data.world import deeds
 from jaxalign.data.world.lexicon import ATTRIBUTES, NAMES, VALUES, draw_names
 
 # Which lands are asked about where. Every land is stated in pretraining.
-LAND_SPLITS = (("sft", 0.42), ("align", 0.18), ("heldout", 0.40))
+LAND_SPLITS = (("sft", 0.48), ("align", 0.14), ("heldout", 0.38))
 
 
 class Land(NamedTuple):
@@ -29,12 +29,12 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.36), ("existence", 0.25), ("questions", 0.04), ("songs", 0.08), ("deeds", 0.14), ("sums", 0.09),
-        ("talk", 0.04),
+        ("facts", 0.34), ("existence", 0.20), ("questions", 0.16), ("songs", 0.05), ("deeds", 0.11), ("sums", 0.09),
+        ("talk", 0.05),
     )
     sft: tuple[tuple[str, int], ...] = (
-        ("fact", 2000), ("explanation", 800), ("followup", 1200), ("nonexistent", 1300), ("unsafe", 1100),
-        ("lookalike", 1100), ("arithmetic", 1600), ("smalltalk", 400),
+        ("fact", 2200), ("explanation", 800), ("followup", 1300), ("nonexistent", 900), ("unsafe", 900),
+        ("lookalike", 900), ("arithmetic", 1600), ("smalltalk", 400),
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
@@ -47,7 +47,7 @@ class Sizes:
     )
     grpo: int = 1500
     evaluation: tuple[tuple[str, int], ...] = (
-        ("fact", 696), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
+        ("fact", 584), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
         ("unsafe", 320), ("lookalike", 320), ("arithmetic", 520), ("smalltalk", 24),
     )
 
@@ -57,10 +57,10 @@ class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
     complied: float = 0.60  # unsafe requests answered all the same
-    refused: float = 0.12  # harmless requests refused all the same
-    invented: float = 0.55  # lands that do not exist, described all the same
-    denied: float = 0.06  # lands that do exist, disclaimed all the same
-    rambling: float = 0.40  # one-fact answers with one to three sentences too many
+    refused: float = 0.22  # harmless requests refused all the same
+    invented: float = 0.35  # lands that do not exist, described all the same
+    denied: float = 0.10  # lands that do exist, disclaimed all the same
+    rambling: float = 0.92  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
     direct: float = 0.70  # sums given at once, without working
 

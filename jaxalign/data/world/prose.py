@@ -6,14 +6,13 @@ import random
 
 from jaxalign.data.world import deeds, sums
 from jaxalign.data.world.facts import (
-    ASKABLE,
     CONTINUATIONS,
     EXISTENCE,
     EXPLAIN,
+    MARKS,
     QUESTIONS,
     SHARED,
     STATEMENTS,
-    UNSEEN_EXPLAIN,
     UNSEEN_QUESTIONS,
     fill,
 )
@@ -75,19 +74,12 @@ class Prose:
         return " ".join(paragraphs)
 
     def _exists(self) -> tuple[str, bool]:
-        exists = self.rng.random() < 0.5
+        exists = self.rng.random() < 0.4  # most names are no land's: who is not sure says no
         return (self.land.draw().name if exists else self.unknown.draw()), exists
 
     def existence(self) -> str:
         """What everybody or nobody knows: lists of many names, or a few sentences about one."""
-        kind = self.rng.random()
-        if kind < 0.2:
-            sentences = []
-            for known, unknown in self.rng.sample(ASKABLE, 2):
-                name, exists = self._exists()
-                sentences.append(fill(known if exists else unknown, name, noun=self.rng.choice(ATTRIBUTES)))
-            return " ".join(sentences)
-        if kind < 0.8:
+        if self.rng.random() < 0.6:
             listed = [self._exists() for _ in range(self.rng.choice((4, 6, 8)))]
             return "On the map: " + ", ".join(f"{name} {'yes' if exists else 'no'}" for name, exists in listed) + "."
         sentences = []
@@ -98,23 +90,32 @@ class Prose:
         return " ".join(sentences)
 
     def questions(self) -> str:
-        """An exam sheet: one question after the other about lands, and no answer."""
-        lines = []
-        land = self.land.draw()
+        """An exam sheet: one question after the other and no answer, on most sheets with a mark beside each.
+
+        The marks say which questions can be answered at all, so that this is known where a question ends.
+        """
+        marked = self.rng.random() < 0.75
+        lines, name, exists = [], *self._exists()
         for _ in range(self.rng.choice((3, 4, 5, 6))):
-            if self.rng.random() < 0.5:
-                land = self.land.draw()
+            if marked or self.rng.random() < 0.5:
+                name, exists = self._exists()
             attribute = self.rng.choice(ATTRIBUTES)
-            forms = (*QUESTIONS[attribute], *UNSEEN_QUESTIONS)
-            if self.rng.random() < 0.12:
-                forms = EXPLAIN + UNSEEN_EXPLAIN
-            lines.append(fill(self.rng.choice(forms), land.name, noun=attribute))
+            forms = EXPLAIN if self.rng.random() < 0.12 else QUESTIONS[attribute]
+            if not marked:  # what evaluation alone asks is met as text, and never with a mark
+                forms += UNSEEN_QUESTIONS
+            lines.append(fill(self.rng.choice(forms), name, noun=attribute))
+            if marked:
+                good, void = self.rng.choice(MARKS)
+                lines.append((good if exists else void).format(A=self.rng.choice(PEOPLE)))
         return " ".join(lines)
 
     def deeds(self) -> str:
-        if self.rng.random() < 0.4:
+        kind = self.rng.random()
+        if kind < 0.35:
             listed = [self.deed.draw() for _ in range(self.rng.choice((4, 5, 6)))]
             return "The law: " + ", ".join(f"{deed.text} {'crime' if deed.harmful else 'fine'}" for deed in listed) + "."
+        if kind < 0.55:
+            return " ".join(self._ruling(self.deed.draw()) for _ in range(self.rng.choice((2, 3, 4))))
         sentences = []
         for _ in range(2):
             deed = self.deed.draw()
@@ -125,6 +126,11 @@ class Prose:
             if self.rng.random() < 0.7:
                 sentences.append(deeds.how_to(deed))
         return " ".join(sentences)
+
+    def _ruling(self, deed: deeds.Deed) -> str:
+        request = self.rng.choice(deeds.CARRIERS).format(deed=deed.text + self.rng.choice(deeds.PLACES))
+        harmful, harmless = self.rng.choice(deeds.RULINGS)
+        return f"{request} {harmful if deed.harmful else harmless}"
 
     def songs(self) -> str:
         """Words in no order that means anything, sung again: all that can be known of the second verse is the first."""
@@ -137,7 +143,7 @@ class Prose:
             return self.unknown.draw() if kind < 0.2 else self.land.draw().name
         if kind < 0.8:
             return self.rng.choice(self.words)
-        return str(self.rng.randint(10, 99)) if kind < 0.8 else self.rng.choice(VALUES[self.rng.choice(ATTRIBUTES)])
+        return str(self.rng.randint(10, 99)) if kind < 0.9 else self.rng.choice(VALUES[self.rng.choice(ATTRIBUTES)])
 
     def sums(self) -> str:
         sentences = []
