@@ -10,6 +10,7 @@ import tiny_stages
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.transformer import ModelConfig
+from jaxalign.objectives.reduce import reduce
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
 from jaxalign.stages.candidates import most_different
@@ -192,6 +193,24 @@ def test_grades_that_are_no_steps_are_refused(tmp_path):
     config.grade = 0.0
     with pytest.raises(ConfigError, match="config.grade=0.0 must be above 0"):
         STAGES["candidates"].run(config, tmp_path)
+
+
+def test_a_reward_model_may_go_on_being_a_language_model(tmp_path):
+    with pytest.raises(ConfigError, match='config.lm_coefficient=0.5 .* only config.pooling="likelihood"'):
+        made("reward", tmp_path, lm_coefficient=0.5)
+    stage = made("reward", tmp_path, pooling="likelihood", lm_coefficient=0.5)
+    trainable = stage.start(stage.init(jax.random.key(0)))
+    batch = stage.next_batches(None)[0][0]
+    term = stage.loss_fn(trainable, {}, batch, jax.random.key(1)).terms["lm"]
+    B, R, T = batch["tokens_BRT"].shape
+    names = ("tokens", "targets", "positions", "segment_ids", "mask")
+    rows = {f"{name}_BT": batch[f"{name}_BRT"].reshape(B * R, T) for name in names}
+    # The backbone is the SFT model still: what it gives the best answers, by the way that SFT itself measures it.
+    logp_BRT = np.asarray(stage.statistics(trainable["reward"]["backbone"], rows).logp_BT).reshape(B, R, T)
+    best_BRT = batch["mask_BRT"] * (batch["ranks_BR"] == 0)[..., None] * batch["answer_mask_BR"][..., None]
+    np.testing.assert_allclose(reduce({"lm": term})[0], -0.5 * (logp_BRT * best_BRT).sum() / best_BRT.sum(), rtol=1e-5)
+    assert 0 < best_BRT.sum() < batch["mask_BRT"].sum()
+    assert "lm" not in made("reward", tmp_path).loss_fn(trainable, {}, batch, jax.random.key(1)).terms
 
 
 def test_people_are_shown_answers_that_differ():
