@@ -34,11 +34,11 @@ class RewardModel:
 
     def score(self, batch):
         """Score of the one conversation in each row of a numpy batch of tokens, (B,)."""
-        names = ("tokens", "targets", "segment_ids", "mask")
-        return np.asarray(self._score(self.params, *(batch[f"{name}_BT"] for name in names)))
+        names = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
+        return np.asarray(self._score(self.params, {name: batch[name] for name in names}))
 
-    def _scores(self, params, *arrays):
-        return score_rows(nnx.merge(self.graphdef, params), *arrays, self.pooling)
+    def _scores(self, params, batch):
+        return score_rows(nnx.merge(self.graphdef, params), batch, self.pooling)
 
 
 def preferences(model, rows, intake, *, batch_size, length):

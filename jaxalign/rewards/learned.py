@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxalign.data.folding import unfold
 from jaxalign.models.heads import score_at_end, unshifted
 from jaxalign.objectives.logprobs import token_statistics
 
@@ -9,7 +10,7 @@ POOLINGS = ("last", "mean", "likelihood")
 LOGITS_AT_ONCE = 2**23
 
 
-def score_rows(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling="last"):
+def score_rows(model, batch, pooling="last"):
     """One score for the one document in each row of a shifted batch, (B,).
 
         last:        head(h_T)
@@ -22,26 +23,35 @@ def score_rows(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling="l
 
     Args:
       model: a `ScalarModel`.
-      mask_BT: 1 where the target belongs to what is judged, y.
+      batch: tokens_BT, targets_BT, segment_ids_BT, mask_BT (1 where the target belongs to what is judged, y), and what
+        `fold` made of them, if it did.
       pooling: one of `POOLINGS`.
     """
-    return score_and_likelihood(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling)[0]
+    return score_and_likelihood(model, batch, pooling)[0]
 
 
-def score_and_likelihood(model, tokens_BT, targets_BT, segment_ids_BT, mask_BT, pooling):
+def score_and_likelihood(model, batch, pooling):
     """(`score_rows`, log p of each target under the backbone, (B, T); None unless the pooling computes it)."""
-    tokens, segments = unshifted(tokens_BT, targets_BT, segment_ids_BT)
-    if pooling == "last":
-        return score_at_end(model(tokens, segment_ids_BT=segments), segments), None
-    judged_BT, logp_BT = jnp.pad(mask_BT, ((0, 0), (1, 0))), None
-    if pooling == "mean":
-        score_BT = model(tokens, segment_ids_BT=segments)
-    else:
-        hidden_BTD = model.backbone(tokens, segment_ids_BT=segments)
+    tokens, segments_BU = unshifted(batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"])
+    segments, positions = segments_BU, None
+    folded = "place_BU" in batch
+    if folded:
+        tokens, positions, segments = (batch[f"folded_{name}_MS"] for name in ("tokens", "positions", "segment_ids"))
+
+    def placed(x):
+        return unfold(x, batch["place_BU"]) if folded else x
+
+    hidden = model.backbone(tokens, positions, segments)
+    score, logp_BT = model.head(hidden.astype(jnp.float32))[..., 0], None
+    if pooling == "likelihood":
         unembed_DV = model.backbone.unembedding_DV
         chunk = max(1, LOGITS_AT_ONCE // (len(tokens) * unembed_DV.shape[1]))
-        logp_BT = token_statistics(hidden_BTD[:, :-1], unembed_DV, tokens[:, 1:], chunk=chunk).logp_BT
-        hidden_BTD = hidden_BTD.astype(jnp.float32)
+        logp = token_statistics(hidden[:, :-1], unembed_DV, tokens[:, 1:], chunk=chunk).logp_BT
         # Nothing predicts a row's first token; a document's first is never judged.
-        score_BT = model.head(hidden_BTD)[..., 0] + model.gate(hidden_BTD)[..., 0] * jnp.pad(logp_BT, ((0, 0), (1, 0)))
-    return jnp.sum(score_BT * judged_BT, axis=1) / jnp.maximum(jnp.sum(judged_BT, axis=1), 1.0), logp_BT
+        score += model.gate(hidden.astype(jnp.float32))[..., 0] * jnp.pad(logp, ((0, 0), (1, 0)))
+        logp_BT = placed(jnp.pad(logp, ((0, 0), (0, 1))))[:, :-1]
+    score_BU = placed(score)
+    if pooling == "last":
+        return score_at_end(score_BU, segments_BU), logp_BT
+    judged_BU = jnp.pad(batch["mask_BT"], ((0, 0), (1, 0)))
+    return jnp.sum(score_BU * judged_BU, axis=1) / jnp.maximum(jnp.sum(judged_BU, axis=1), 1.0), logp_BT

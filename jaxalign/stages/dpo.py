@@ -24,6 +24,10 @@ class DPO(Stage):
         self.frozen = {"reference": jax.tree.map(jnp.copy, trainable["policy"])}
         return trainable
 
+    def next_batches(self, state):
+        batches, figures = super().next_batches(state)
+        return [self.folded(batch) for batch in batches], figures
+
     def names(self):
         pair = ("chosen_logp_B", "rejected_logp_B", "chosen_ref_B", "rejected_ref_B", "chosen_length_B",
                 "rejected_length_B")
@@ -32,7 +36,7 @@ class DPO(Stage):
     def available(self, trainable, frozen, batch):
         B, R, T = batch["tokens_BRT"].shape
         names = ("tokens", "targets", "positions", "segment_ids", "mask")
-        rows = {f"{name}_BT": batch[f"{name}_BRT"].reshape(B * R, T) for name in names}
+        rows = dict(batch) | {f"{name}_BT": batch[f"{name}_BRT"].reshape(B * R, T) for name in names}
 
         def both(policy):
             return sequence_logp(self.statistics(policy, rows).logp_BT, rows["mask_BT"]).reshape(B, R)

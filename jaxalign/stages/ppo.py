@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.data.folding import unfold
 from jaxalign.experience.shaping import ppo_targets
 from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.learned import score_rows
@@ -59,14 +60,16 @@ class PPO(PolicyStage):
     def values(self, critic, batch):
         """What the critic expects before each target is drawn."""
         model = nnx.merge(self.score_graph, critic)
-        return model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
+        if "place_BU" not in batch:
+            return model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
+        value_MS = model(*(batch[f"folded_{name}_MS"] for name in ("tokens", "positions", "segment_ids")))
+        return unfold(value_MS, batch["place_BU"][:, :-1])
 
     def targets(self, trainable, frozen, batch):
         c, mask_BT = self.config, batch["mask_BT"]
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch["tokens_BT"], batch["targets_BT"],
-                               batch["segment_ids_BT"], mask_BT, self.pooling)
+        learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
         score_B = jnp.where(batch["finished_B"] > 0, learned_B, c.unfinished_score)
         made = ppo_targets(score_B, old.logp_BT, ref_BT, self.values(trainable["critic"], batch), mask_BT,
                            kl_coefficient=c.kl_coefficient, discount=c.discount, gae_lambda=c.gae_lambda)

@@ -55,6 +55,10 @@ class Reward(Stage):
     def names(self):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
 
+    def next_batches(self, state):
+        batches, figures = super().next_batches(state)
+        return [self.folded(batch) for batch in batches], figures
+
     def available(self, trainable, frozen, batch):
         return self._made(batch, self._scored(trainable, batch)[0])
 
@@ -72,9 +76,8 @@ class Reward(Stage):
     def _scored(self, trainable, batch):
         """(score_BR, logp_BRT)."""
         B, R, T = batch["tokens_BRT"].shape
-        flat = (batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids", "mask"))
         model = nnx.merge(self.score_graph, trainable["reward"])
-        score, logp = score_and_likelihood(model, *flat, self.config.pooling)
+        score, logp = score_and_likelihood(model, _flat(batch), self.config.pooling)
         return score.reshape(B, R), None if logp is None else logp.reshape(B, R, T)
 
     def _made(self, batch, score_BR):
@@ -90,6 +93,11 @@ class Reward(Stage):
 
 def scores(model, batch, pooling):
     """Score of every answer of a rankings or pairs batch, (B, R)."""
-    B, R, T = batch["tokens_BRT"].shape
-    flat = (batch[f"{name}_BRT"].reshape(B * R, T) for name in ("tokens", "targets", "segment_ids", "mask"))
-    return score_rows(model, *flat, pooling).reshape(B, R)
+    return score_rows(model, _flat(batch), pooling).reshape(batch["tokens_BRT"].shape[:2])
+
+
+def _flat(batch):
+    """Every answer as a row of its own."""
+    names = ("tokens", "targets", "segment_ids", "mask")
+    T = batch["tokens_BRT"].shape[-1]
+    return dict(batch) | {f"{name}_BT": batch[f"{name}_BRT"].reshape(-1, T) for name in names}

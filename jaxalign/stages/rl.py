@@ -66,12 +66,13 @@ class PolicyStage(Stage):
         batch["finished_B"] = rollouts.finished.astype(np.float32)
         batch["reward_B"], parts = self.rewards(rows, responses)
         with jax.set_mesh(self.mesh):
-            made, figures = self._targets(state.trainable, self.frozen, put_batch(batch, self.mesh))
+            made, figures = self._targets(state.trainable, self.frozen, put_batch(self.folded(batch), self.mesh))
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
         length_B = rollouts.mask.sum(1)
         figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
-        return minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step))), figures
+        parts = minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step)))
+        return [self.folded(part) for part in parts], figures
 
     def statistics(self, policy, batch):
         """Of the distribution that is sampled from: the ratio of two temperatures would not be 1 for equal policies."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 
 import jax
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from jaxalign import config as configs
 from jaxalign.batches import bind, check, resolve
+from jaxalign.data.folding import ROWS, fold, unfold
 from jaxalign.data.pipeline import batches
 from jaxalign.data.preview import preview_row
 from jaxalign.data.tokenizer import Tokenizer
@@ -78,6 +80,19 @@ class Stage:
         """([one batch], figures to log beside the loss)."""
         return [arrays(next(self.train_data))], {}
 
+    def folded(self, batch):
+        """The batch, its rows packed for the forward pass where that can be: `data/folding.py`.
+
+        Not where parts of the rows go elsewhere: microbatches, several processes.
+        """
+        if not self.config.fold or self.config.microbatches > 1 or jax.process_count() > 1:
+            return batch
+        kind = "BRT" if "tokens_BRT" in batch else "BT"
+        rows = [batch[f"{name}_{kind}"] for name in ("tokens", "targets", "segment_ids")]
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return batch | fold(*(array.reshape(-1, array.shape[-1]) for array in rows), self.tokenizer.pad_id,
+                            rows=math.lcm(ROWS, devices))
+
     def data_state(self):
         return self.train_data.get_state()
 
@@ -120,11 +135,13 @@ class Stage:
 
     def statistics(self, policy, batch, temperature=1.0):
         """Log-probability, entropy and normaliser of the targets under a policy's parameters."""
-        model = nnx.merge(self.graphdef, policy)
-        hidden_BTD = model(batch["tokens_BT"], batch["positions_BT"], batch["segment_ids_BT"])
-        chunk = self.config.logits_chunk or hidden_BTD.shape[1]
-        return token_statistics(hidden_BTD, model.unembedding_DV, batch["targets_BT"], chunk=chunk,
-                                temperature=temperature)
+        model, folded = nnx.merge(self.graphdef, policy), "place_BU" in batch
+        names = ("tokens", "positions", "segment_ids", "targets")
+        *inputs, targets = (batch[f"folded_{name}_MS" if folded else f"{name}_BT"] for name in names)
+        hidden = model(*inputs)
+        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature,
+                                      chunk=self.config.logits_chunk or hidden.shape[1])
+        return unfold(statistics, batch["place_BU"][:, :-1]) if folded else statistics
 
     def loss_fn(self, trainable, frozen, batch, key):
         return as_loss(bind(self.objective, self.available(trainable, frozen, batch), self.options))

@@ -220,3 +220,16 @@ def test_people_are_shown_answers_that_differ():
     assert len(set(most_different(said, 9))) == 5 and most_different([], 4) == []
     # Two ways to say one thing do not both come before something else is said.
     assert most_different(["It is red.", "It is redder.", "No."], 2) == ["It is red.", "No."]
+
+
+@pytest.mark.parametrize("name, changes", [("reward", {}), ("reward", dict(pooling="likelihood", lm_coefficient=0.5)),
+                                           ("dpo", {}), ("ppo", {}), ("grpo", {})])
+def test_packing_rows_for_the_forward_pass_changes_no_figure(name, changes, tmp_path):
+    figures = {}
+    for fold in (True, False):
+        train_stage(tiny_stages.config(name, fold=fold, steps=3, **changes), tmp_path / str(fold))
+        figures[fold] = [row for row in tiny_stages.metrics(tmp_path / str(fold)) if "loss" in row]
+    assert len(figures[True]) == 3
+    for packed, plain in zip(figures[True], figures[False], strict=True):
+        for key in ("loss", "grad_norm"):
+            np.testing.assert_allclose(packed[key], plain[key], rtol=2e-3, atol=1e-5)

@@ -18,7 +18,8 @@ SCORED = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
 @functools.cache
 def functions():
     graphdef, params = split(CONFIG, ScalarModel)
-    score = jax.jit(lambda pooling, *inputs: score_rows(nnx.merge(graphdef, params), *inputs, pooling), static_argnums=0)
+    score = jax.jit(lambda pooling, *inputs: score_rows(nnx.merge(graphdef, params), dict(zip(SCORED, inputs)), pooling),
+                    static_argnums=0)
     value = jax.jit(lambda *inputs: nnx.merge(graphdef, params)(*inputs))
     return score, value
 
