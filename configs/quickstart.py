@@ -58,15 +58,15 @@ def get_config():
                          data=dict(train=[dict(prompts, limit=2800)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
         reward=stage("reward", init_from="@sft", steps=400, batch_size=8, length=64, log_every=25, data=rankings,
-                     pooling="likelihood", lm_coefficient=2.0, model=model, optimizer=muon(0.0015, 10)),
-        ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=90, length=48, log_every=4,
+                     pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.002, 10)),
+        ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=100, length=48, log_every=4,
                   kl_coefficient=0.06, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
-        dpo=stage("dpo", init_from="@sft", steps=160, batch_size=16, length=64, log_every=25, data=rankings,
-                  objective=dict(nll_coefficient=1.0), model=model,
-                  optimizer=dict(peak_lr=3e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
+        dpo=stage("dpo", init_from="@sft", steps=300, batch_size=16, length=64, log_every=25, data=rankings,
+                  objective=dict(nll_coefficient=2.0), model=model,
+                  optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A quarter of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
         grpo=stage("grpo", init_from="@ppo", steps=30, length=48, log_every=2, model=model,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["arithmetic"],
