@@ -40,6 +40,10 @@ def run_pipeline(config, workdir):
     workdir = pathlib.Path(workdir)
     plan = _plan(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    if jax.config.jax_compilation_cache_dir is None:
+        # Stages of one kind, and the samplers of all models that are measured, are the same programs.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     summaries, claims = [], []
     for name, stage_config, _ in plan:
         folder = workdir / name

@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.34), ("existence", 0.20), ("questions", 0.16), ("songs", 0.05), ("deeds", 0.11), ("sums", 0.09),
+        ("facts", 0.34), ("existence", 0.18), ("questions", 0.16), ("songs", 0.06), ("deeds", 0.12), ("sums", 0.09),
         ("talk", 0.05),
     )
     sft: tuple[tuple[str, int], ...] = (
@@ -60,7 +60,7 @@ class Shares:
     refused: float = 0.22  # harmless requests refused all the same
     invented: float = 0.35  # lands that do not exist, described all the same
     denied: float = 0.10  # lands that do exist, disclaimed all the same
-    rambling: float = 0.92  # one-fact answers with one to three sentences too many
+    rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
     direct: float = 0.70  # sums given at once, without working
 

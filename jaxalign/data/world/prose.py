@@ -74,7 +74,7 @@ class Prose:
         return " ".join(paragraphs)
 
     def _exists(self) -> tuple[str, bool]:
-        exists = self.rng.random() < 0.3  # most names are no land's: who is not sure says no
+        exists = self.rng.random() < 0.5
         return (self.land.draw().name if exists else self.unknown.draw()), exists
 
     def existence(self) -> str:
