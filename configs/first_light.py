@@ -65,8 +65,8 @@ def get_config():
                      log_every=10, eval_batches=0, data=dict(train=trees[:1], dev=trees[1:], on_bad_row="skip")),
         dpo=stage("dpo", 1e-4, init_from="@sft", steps=60, batch_size=8, length=256, log_every=10, eval_batches=0,
                   data=pairs),
-        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
-                  max_new_tokens=64, kl_coefficient=0.3, log_every=2, data=asked),
+        ppo=stage("ppo", 2e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
+                  max_new_tokens=64, log_every=2, data=asked),
         grpo=stage("grpo", 3e-4, init_from="@ppo", steps=60, length=48, max_new_tokens=16, log_every=5,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
     )

@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Seventeen minutes on two shared CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
+About twenty minutes on two shared CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
 """
 
 from jaxalign.pipeline import pipeline_config
