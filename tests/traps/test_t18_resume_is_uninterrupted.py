@@ -18,6 +18,7 @@ from jaxalign.train.checkpoint import read_meta
 CHANGES = {
     "pretrain": dict(microbatches=2, data=dict(packing="best_fit")),
     "ppo": dict(optimizer=dict(schedule="linear")),
+    "grpo": dict(optimizer=dict(weight_decay=0.1)),  # no tiny response earns anything; this much moves it all the same
 }
 STEPS, STOP = 4, 2
 
