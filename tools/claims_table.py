@@ -26,7 +26,8 @@ def _claims(reports):
         baseline = "" if rows[0]["baseline"] is None else f"{rows[0]['baseline']:.3f}"
         held = sum(row["holds"] for row in rows)
         verdict = ("yes" if held else "**no**") if len(rows) == 1 else f"{held} of {len(rows)}"
-        lines.append(f"| {rows[0]['name']} | {rows[0]['target']} | {shown} | {low:.3f} … {high:.3f} | {baseline} | "
+        name = rows[0]["name"].replace("|", "\\|")  # or it would end the cell
+        lines.append(f"| {name} | {rows[0]['target']} | {shown} | {low:.3f} … {high:.3f} | {baseline} | "
                      f"{rows[0]['n']} | {verdict} |")
     return "\n".join(lines)
 
