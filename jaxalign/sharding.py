@@ -109,6 +109,16 @@ def look_up(table_VD, tokens_BT):
     return jax.lax.with_sharding_constraint(table_VD[tokens_BT], BATCH_SPEC)
 
 
+def by_rows(x, axis):
+    """`x` with an axis of rows split as batches are, in the mesh of `jax.set_mesh`, if there is one and it divides."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(MESH_AXES) <= set(mesh.axis_names) or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = BATCH_SPEC[0]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -12,7 +12,7 @@ from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
-from jaxalign.sharding import batch_sharding, make_mesh, replicated
+from jaxalign.sharding import make_mesh, replicated
 from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 
 
@@ -22,7 +22,7 @@ class Assistant:
     Attributes: `tokenizer`, `graphdef`, `params`, `meta` (what its checkpoint says of it).
     """
 
-    def __init__(self, graphdef, params, tokenizer, *, meta=None, max_new_tokens=64, batch_size=64, bucket=32):
+    def __init__(self, graphdef, params, tokenizer, *, meta=None, max_new_tokens=64, batch_size=64, bucket=64):
         # Rows are independent, so every device takes its share of them.
         self.mesh = make_mesh(data=math.gcd(batch_size, jax.local_device_count()), devices=jax.local_devices())
         self.graphdef, self.tokenizer, self.meta = graphdef, tokenizer, meta or {}
@@ -46,9 +46,8 @@ class Assistant:
     def generate(self, prompts, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=None):
         """`Rollouts` of lists of ids; request n draws from its own key, a function of `seed` and n."""
         sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
-                          max_new_tokens=max_new_tokens or self.max_new_tokens, batch_size=self.batch_size,
-                          bucket=self.bucket, pad_id=self.tokenizer.pad_id,
-                          place=lambda x: jax.device_put(x, batch_sharding(self.mesh)), devices=self.mesh.size)
+                          max_new_tokens=max_new_tokens or self.max_new_tokens, slots=self.batch_size,
+                          bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh)
         keys = jax.random.split(jax.random.key(seed), len(prompts))
         return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p))
 

@@ -24,21 +24,17 @@ class Attention(nnx.Module):
         norm = functools.partial(RMSNorm, H, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.query_norm, self.key_norm = (norm(), norm()) if config.qk_norm else (None, None)
 
-    def __call__(self, x_BTD, angles, mask_BTS, store=None):
+    def __call__(self, x_BTD, angles, mix):
         """Args:
           x_BTD: normalised hidden states.
           angles: (cos, sin) of `rotary_angles` at the tokens' positions.
-          mask_BTS: True where query t may see key s.
-          store: None, or `(key_BTKH, value_BTKH) -> (key_BSKH, value_BSKH)`, which writes the new keys and values
-            into a cache and returns all that can be seen.
+          mix: (q_BTNH, k_BTKH, v_BTKH) → what each query head gathers, (B, T, N, H): `attend` over the row itself, or
+            over a cache.
         """
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.query_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        if store is not None:
-            k, v = store(k, v)
-        return self.out(attend(q, k, v, mask_BTS))
+        return self.out(mix(rotate(q, *angles), rotate(k, *angles), v))
 
 
 def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS):

@@ -1,28 +1,75 @@
-"""The key-value cache of incremental decoding."""
+"""The key-value cache of incremental decoding: a ring of slots a row, in which all rows write at the same place.
 
-import dataclasses
+A cache is a tuple of (key, value), one for each group of layers (`Transformer.layer_groups`): (B, K, W, H) where the
+group is one layer, (L, B, K, W, H) where it is scanned. Heads come before slots, so that attention's products read
+memory in its order: with heads last they took three to ten times as long on a CPU. A row's newest token is in the slot
+before `end`, its others in those before; so rows of unequal length need no place of their own to write to, and a row can
+begin at any time.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.sharding import by_rows
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of the tokens seen so far, for all layers.
+LOWEST = -1e30  # stands for −∞ where a difference of two of them must not be NaN
 
-    Slot s of every row is written at the same step, so rows of unequal length are padded on the left and `valid_BS`
-    tells which slots hold a token. Attention sees valid slots only.
+
+def empty_cache(config, group_sizes, rows: int, window: int):
+    """A cache of `window` slots a row, in the model's compute type."""
+    def zeros(layers):
+        stacked = (layers,) if layers > 1 else ()
+        shape = (*stacked, rows, config.num_kv_heads, window, config.head_dim)
+        return by_rows(jnp.zeros(shape, config.jnp_dtype), len(stacked))
+
+    return tuple((zeros(layers), zeros(layers)) for layers in group_sizes)
+
+
+def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end):
+    """Attention of one query a row, the one in slot `end`, over itself and the `length_B` slots before; scores in float32.
+
+    Query head n reads key-value head n // (N/K).
     """
+    (B, N, H), (_, K, W, _) = q_BNH.shape, key_BKWH.shape
+    age_W = jnp.mod(end - jnp.arange(W), W)
+    seen_BW = age_W[None] <= length_B[:, None]
+    scores = jnp.einsum("bkgh,bkwh->bkgw", q_BNH.reshape(B, K, N // K, H), key_BKWH, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen_BW[:, None, None], scores * H**-0.5, LOWEST)
+    weight = jnp.exp(scores - scores.max(-1, keepdims=True))
+    out = jnp.einsum("bkgw,bkwh->bkgh", weight.astype(value_BKWH.dtype), value_BKWH, preferred_element_type=jnp.float32)
+    return (out / weight.sum(-1, keepdims=True)).astype(q_BNH.dtype).reshape(B, N, H)
 
-    key_LBSKH: jax.Array
-    value_LBSKH: jax.Array
-    valid_BS: jax.Array  # bool
-    length: jax.Array  # int32 scalar: slots written so far
+
+def resized(cache, end, window: int):
+    """With `window` slots, the newest token in the last: more empty ones, or the oldest taken off."""
+    def of(x):
+        W, axis = x.shape[-2], x.ndim - 2
+        x = jnp.roll(x, -end, axis)
+        if window <= W:
+            return jax.lax.slice_in_dim(x, W - window, W, axis=axis)
+        return jnp.pad(x, [(window - W, 0) if i == axis else (0, 0) for i in range(x.ndim)])
+
+    return jax.tree.map(of, cache)
 
 
-def empty_cache(config, batch: int, slots: int) -> Cache:
-    """A cache for `slots` tokens a row, in the model's compute type."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.jnp_dtype)
-    return Cache(zeros, zeros, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+def chosen(cache, rows_R):
+    """Some of the rows, in the order given."""
+    return jax.tree.map(lambda x: jnp.take(x, rows_R, axis=x.ndim - 4), cache)
+
+
+def inserted(cache, keys_values, rows_R, source_RW):
+    """With the slots of some rows replaced by prompts that were read elsewhere.
+
+    Args:
+      keys_values: of `Transformer.keys_values`: (key, value), each (L, M, S, K, H), for each group of layers.
+      rows_R: which rows; those beyond the last are nobody's and dropped.
+      source_RW: where in M·S the token of each slot stands; any place for slots that hold none.
+    """
+    def of(x, new_LMSKH):
+        L, M, S, K, H = new_LMSKH.shape
+        new_LRKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_RW, axis=1).swapaxes(2, 3).astype(x.dtype)
+        if x.ndim == 4:
+            return by_rows(x.at[rows_R].set(new_LRKWH[0], mode="drop"), 0)
+        return by_rows(x.at[:, rows_R].set(new_LRKWH, mode="drop"), 1)
+
+    return jax.tree.map(of, cache, keys_values)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.errors import ConfigError
-from jaxalign.models.attention import Attention, causal_mask
-from jaxalign.models.cache import Cache
+from jaxalign.models.attention import Attention, attend, causal_mask
+from jaxalign.models.cache import attend_cached
 from jaxalign.models.layers import Linear, RMSNorm, SwiGLU, param, rotary_angles
 from jaxalign.sharding import look_up
 
@@ -70,8 +70,8 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs)
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(self, x_BTD, angles, mask_BTS, store=None):
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask_BTS, store)
+    def __call__(self, x_BTD, angles, mix):
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mix)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
@@ -115,57 +115,93 @@ class Transformer(nnx.Module):
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones((B, T), jnp.int32)
         angles = rotary_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        mask_BTS = causal_mask(segment_ids_BT)
+        mix = functools.partial(attend, mask_BTS=causal_mask(segment_ids_BT))
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x_BTD, state):
-            return nnx.merge(graphdef, state)(x_BTD, angles, mask_BTS), None
+            return nnx.merge(graphdef, state)(x_BTD, angles, mix), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         x_BTD, _ = jax.lax.scan(layer, self._embedded(tokens_BT), stacked, unroll=self.config.unroll)
         return self.final_norm(x_BTD)
 
-    def decode(self, tokens_BT, positions_BT, valid_BT, cache: Cache):
-        """Runs T more tokens against a cache; returns (hidden_BTD, cache).
+    def layer_groups(self):
+        """The layers' stacked parameters, as decoding wants them: each layer a group of its own where `unroll` takes all
+        of them, for then nothing is sliced at each step; else one group that is scanned."""
+        stacked = nnx.split(self.layers)[1]
+        return [jax.tree.map(lambda x: x[first:last], stacked) for first, last in _spans(self.config)]
+
+    def keys_values(self, tokens_MS, positions_MS, segment_ids_MS):
+        """What a cache is filled with: (key_LMSKH, value_LMSKH), rotated, for each group of layers.
+
+        Args: as of `__call__`; several prompts may be packed in a row.
+        """
+        angles = rotary_angles(positions_MS, self.config.head_dim, self.config.rope_theta)
+        mask = causal_mask(segment_ids_MS)
+        graphdef, x_MSD, kept = nnx.split(self.layers)[0], self._embedded(tokens_MS), []
+
+        def layer(x_MSD, state):
+            pair = None
+
+            def mix(q, k, v):
+                nonlocal pair
+                pair = k, v
+                return attend(q, k, v, mask)
+
+            return nnx.merge(graphdef, state)(x_MSD, angles, mix), pair
+
+        for group in self.layer_groups():
+            x_MSD, pairs = jax.lax.scan(layer, x_MSD, group)
+            kept.append(pairs)
+        return tuple(kept)
+
+    def decode(self, token_B, length_B, end, cache, groups):
+        """Reads one more token a row into slot `end` of the cache; returns (hidden_BD, cache).
 
         Args:
-          tokens_BT, positions_BT: the new tokens, in slots `cache.length` to `cache.length + T - 1`.
-          valid_BT: bool, False for padding, which is never attended to.
+          token_B: int32.
+          length_B: tokens of the row that the cache holds, so the position of this one.
+          end: int32 scalar, below the cache's slots.
+          cache: of `models/cache.py`.
+          groups: `layer_groups()`, taken once outside the loop over tokens.
         """
-        T, S = tokens_BT.shape[1], cache.valid_BS.shape[1]
-        start = cache.length
-        seen_BS = jax.lax.dynamic_update_slice(cache.valid_BS, valid_BT, (0, start))
-        causal_TS = jnp.arange(S)[None, :] <= start + jnp.arange(T)[:, None]
-        # A padded query sees its own slot only: no softmax is empty.
-        own_TS = jnp.arange(S)[None, :] == start + jnp.arange(T)[:, None]
-        mask_BTS = causal_TS[None] & seen_BS[:, None, :] | own_TS[None]
-        angles = rotary_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        graphdef, stacked = nnx.split(self.layers)
+        angles = rotary_angles(length_B[:, None], self.config.head_dim, self.config.rope_theta)
+        graphdef, out = nnx.split(self.layers)[0], []
 
-        def layer(carry, indexed):
-            x_BTD, keys, values = carry
-            index, state = indexed
-            written = None
+        def layer(x_B1D, state, pair, index=None):
+            def mix(q, k, v):
+                nonlocal pair
+                at = (0, 0, end, 0) if index is None else (index, 0, 0, end, 0)
+                new = [x.swapaxes(1, 2) if index is None else x.swapaxes(1, 2)[None] for x in (k, v)]
+                pair = tuple(jax.lax.dynamic_update_slice(x, n, at) for x, n in zip(pair, new))
+                here = pair if index is None else [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in pair]
+                return attend_cached(q[:, 0], *here, length_B, end)[:, None]
 
-            def store(k, v):
-                nonlocal written
-                new_keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, start, 0, 0))
-                new_values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, start, 0, 0))
-                written = new_keys, new_values
-                return (jax.lax.dynamic_index_in_dim(new_keys, index, keepdims=False),
-                        jax.lax.dynamic_index_in_dim(new_values, index, keepdims=False))
+            return nnx.merge(graphdef, state)(x_B1D, angles, mix), pair
 
-            x_BTD = nnx.merge(graphdef, state)(x_BTD, angles, mask_BTS, store)
-            return (x_BTD, *written), None
-
-        carry = self._embedded(tokens_BT), cache.key_LBSKH, cache.value_LBSKH
-        indexed = jnp.arange(self.config.num_layers), stacked
-        (x_BTD, keys, values), _ = jax.lax.scan(layer, carry, indexed, unroll=self.config.unroll)
-        return self.final_norm(x_BTD), Cache(keys, values, seen_BS, start + T)
+        x_B1D = self._embedded(token_B[:, None])
+        for group, pair in zip(groups, cache):
+            if pair[0].ndim == 4:
+                x_B1D, pair = layer(x_B1D, jax.tree.map(lambda x: x[0], group), pair)
+            else:
+                (x_B1D, pair), _ = jax.lax.scan(lambda carry, xs: (layer(carry[0], xs[1], carry[1], xs[0]), None),
+                                                (x_B1D, pair), (jnp.arange(self.config.num_layers), group))
+            out.append(pair)
+        return self.final_norm(x_B1D)[:, 0], tuple(out)
 
     def _embedded(self, tokens_BT):
         return look_up(self.embed[...], tokens_BT).astype(self.config.jnp_dtype) * self.config.embed_scale
+
+
+def group_sizes(config: ModelConfig):
+    """How many layers each of `Transformer.layer_groups` has."""
+    return [last - first for first, last in _spans(config)]
+
+
+def _spans(config):
+    L = config.num_layers
+    return [(i, i + 1) for i in range(L)] if config.unroll >= L else [(0, L)]
 
 
 def logits_of(hidden, unembedding_DV):

@@ -1,16 +1,23 @@
-"""The sampler that stages and the command line use: any number of ragged prompts in, responses out."""
+"""Continuous batching: any number of ragged prompts in, responses out, over a fixed set of slots."""
 
 import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from jaxalign.data.packing import best_fit
 from jaxalign.errors import ConfigError
-from jaxalign.rollout.sampling import Settings, generate
+from jaxalign.models.cache import chosen, empty_cache, inserted, resized
+from jaxalign.models.transformer import group_sizes
+from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
+from jaxalign.rollout.sampling import Settings
+from jaxalign.sharding import make_mesh, put_batch
 
-SMALLEST = 8  # rows: a smaller batch is hardly faster
+FEWEST = 8  # slots: fewer are hardly faster
+PACKED = (1, 4, 16)  # rows of prompts that are read together, the fewest that hold them
+WIDTH = 128  # positions of such a row, or as many as the longest prompt has
 
 
 @dataclasses.dataclass
@@ -21,101 +28,257 @@ class Rollouts:
     mask: np.ndarray  # float32: 1 for drawn tokens, the stop token included
     logp: np.ndarray  # under the model itself
     sampler_logp: np.ndarray  # under the distribution that drew the tokens
-    finished: np.ndarray  # (N,) bool: a stop token was drawn
+    reason: np.ndarray  # (N,) str: "stop" (a stop token), "stop_string", "length" (cut by the limit)
+
+    @property
+    def finished(self):
+        """(N,) bool: the response ended by itself."""
+        return self.reason != "length"
 
     def ids(self, n):
         """The drawn tokens of request n, without the stop token."""
-        length = int(self.mask[n].sum()) - int(self.finished[n])
-        return self.tokens[n, :length].tolist()
+        return self.tokens[n, :int(self.mask[n].sum()) - int(self.reason[n] == "stop")].tolist()
 
 
 class Sampler:
-    """Batches ragged prompts into a few fixed shapes, so that a handful of compilations serve any work.
+    """Serves requests from a few compiled programs, however ragged the work.
 
-    Responses are drawn in rounds of `segment` tokens. Those that have not ended go on together in the next round, their
-    tokens so far read anew: a batch never waits long for its longest row.
+    A slot whose response has ended is given to the next request while the others go on. Prompts are read packed, equal
+    ones once; tokens are drawn in chunks, and only between chunks does the host look at them. A response depends on
+    its prompt, its key and its settings, not on its neighbours or the slots.
 
     Args:
       graphdef: of a `Transformer`.
-      stop_ids: ids that end a response.
+      stop_ids: ids that end a response; the one drawn is part of it.
       max_new_tokens: the longest response.
-      batch_size: the most rows decoded together; few rows make a batch of a quarter of that, and so on; a batch is
-        filled up with copies.
-      bucket: prompts are padded to a multiple of this.
-      segment: tokens a round; 0 draws each response in one.
-      place: puts an array with one row a request where the work runs.
-      devices: that share the rows of a batch evenly.
+      slots: the most rows decoded together; few requests take a quarter of them, and so on.
+      bucket: the cache holds a power of two times this many tokens a row, as few as do.
+      chunk: steps between two looks. Fewer refill a slot sooner, more copy the cache less often.
+      stop_strings, decode: texts that end a response, looked for in `decode(ids)` of what was drawn; the token that
+        completes one is the last.
+      forbidden: ids that are never drawn.
+      mesh: whose `data` and `fsdp` axes share the slots evenly; None: one device.
     """
 
-    def __init__(self, graphdef, *, stop_ids, max_new_tokens, batch_size=128, bucket=32, segment=16, pad_id=0, place=None,
-                 devices=1):
-        self.batch_size, self.bucket, self.max_new_tokens, self.pad_id = batch_size, bucket, max_new_tokens, pad_id
-        self.devices = devices
-        rounds = -(-max_new_tokens // segment) if segment else 1
-        self.segment = -(-max_new_tokens // rounds)
-        self._place = place or jnp.asarray
-        self._generate = _compiled(graphdef, tuple(stop_ids), self.segment, pad_id)
+    def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=8, pad_id=0,
+                 stop_strings=(), decode=None, forbidden=(), mesh=None):
+        if stop_strings and decode is None:
+            raise ConfigError(f"stop_strings={tuple(stop_strings)} need decode, a function from a list of ids to text")
+        self.slots, self.bucket, self.chunk, self.pad_id = slots, bucket, chunk, pad_id
+        self.max_new_tokens, self.stop_ids = max_new_tokens, tuple(stop_ids)
+        self.mesh = mesh or make_mesh(1)
+        self.devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if slots % self.devices:
+            raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
+                              f"use {_round_up(slots, self.devices)}")
+        self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
+        self._programs = _programs(graphdef, chunk, self.stop_ids, pad_id)
 
-    def __call__(self, params, prompts, keys, settings=Settings()):
+    def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
         """Args:
           params: `nnx.State` of the model.
           prompts: list of lists of ids.
-          keys: typed keys, one a prompt: the response is a function of the prompt and its key.
-          settings: how tokens are drawn.
+          keys: typed keys, one a prompt.
+          settings: how tokens are drawn; fields may be arrays with one number a prompt.
+          max_new_tokens: a limit for each prompt, at most the sampler's; None: the sampler's for all.
         """
         if not prompts or min(map(len, prompts)) == 0:
             raise ConfigError("every prompt needs at least one token; got an empty prompt or none at all")
-        N, width = len(prompts), -(-self.max_new_tokens // self.segment) * self.segment
-        out = Rollouts(np.full((N, width), self.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in range(3)),
-                       np.zeros((N,), bool))
-        key_data = np.asarray(jax.random.key_data(keys))
-        prompts = [list(prompt) for prompt in prompts]
-        for first in range(0, width, self.segment):
-            left = np.flatnonzero(~out.finished)
-            # Rows of like length share a batch, so that a long prompt pads few others.
-            order = sorted(left.tolist(), key=lambda i: len(prompts[i]))
-            pending = []
-            while order:
-                size = self._batch(len(order))
-                rows, order = order[:size], order[size:]
-                pending.append((rows, self._launch(params, prompts, key_data, rows, size, settings, first)))
-            for rows, responses in pending:
-                *columns, finished = [np.asarray(a)[:len(rows)] for a in responses]
-                for array, column in zip((out.tokens, out.mask, out.logp, out.sampler_logp), columns):
-                    array[rows, first:first + self.segment] = column
-                out.finished[rows] = finished
-                for row, drawn, kept in zip(rows, *columns[:2]):
-                    prompts[row] += drawn[kept > 0].tolist()
-        return _cut(out, self.max_new_tokens)
+        N = len(prompts)
+        limits = np.full(N, self.max_new_tokens) if max_new_tokens is None else np.asarray(max_new_tokens)
+        if limits.shape != (N,) or limits.min() < 1 or limits.max() > self.max_new_tokens:
+            raise ConfigError(f"max_new_tokens must be {N} numbers from 1 to {self.max_new_tokens}; got {max_new_tokens}")
+        with jax.set_mesh(self.mesh):
+            return _Run(self, params, [list(p) for p in prompts], keys, settings, limits).finish()
 
-    def _batch(self, rows):
-        """The smallest size that holds the rows, or the largest there is."""
-        size = self.batch_size
-        while size % (4 * self.devices) == 0 and size // 4 >= max(rows, SMALLEST):
+    def _size(self, requests):
+        """The smallest number of slots for so many requests, or the largest there is."""
+        size = self.slots
+        while size % (4 * self.devices) == 0 and size // 4 >= max(requests, FEWEST):
             size //= 4
         return size
 
-    def _launch(self, params, prompts, key_data, rows, size, settings, first):
-        filled = rows + [rows[-1]] * (size - len(rows))
-        width = -(-max(len(prompts[i]) for i in rows) // self.bucket) * self.bucket
-        tokens = np.full((size, width), self.pad_id, np.int32)
-        for j, i in enumerate(filled):
-            tokens[j, width - len(prompts[i]):] = prompts[i]
-        lengths = np.asarray([len(prompts[i]) for i in filled], np.int32)
-        keys = jax.random.wrap_key_data(self._place(key_data[filled]))
-        return self._generate(params, self._place(tokens), self._place(lengths), keys, Settings(
-            jnp.float32(settings.temperature), jnp.int32(settings.top_k), jnp.float32(settings.top_p)), jnp.int32(first))
+
+class _Run:
+    """One call's state on the host: which request each slot serves."""
+
+    def __init__(self, sampler, params, prompts, keys, settings, limits):
+        self.s, self.params, self.prompts, self.limits = sampler, params, prompts, limits
+        N, width = len(prompts), sampler.max_new_tokens
+        self.keys = np.asarray(jax.random.key_data(keys))
+        self.settings = [np.broadcast_to(np.asarray(x, t), (N,)) for x, t in zip(
+            settings, (np.float32, np.int32, np.float32, np.float32))]
+        self.out = Rollouts(np.full((N, width), sampler.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in "123"),
+                            np.full(N, "length", "U11"))
+        # Like lengths together: no row makes the others attend over slots they do not need.
+        self.queue = sorted(range(N), key=lambda n: len(prompts[n]), reverse=True)
+        self.request = np.full(sampler._size(N), -1)  # of each slot, −1 for none
+        self.drawn = np.zeros(N, np.int64)
+        self.window, self.end, self.cache = 0, 0, None
+
+    def finish(self):
+        while self.queue or (self.request >= 0).any():
+            self._refill()
+            self._shrink()
+            self._widen()
+            self._decode()
+        return self.out
+
+    def _lengths(self, requests):
+        """Tokens in the cache: all but the last."""
+        return np.array([len(self.prompts[n]) - 1 for n in requests], int) + self.drawn[requests]
+
+    def _refill(self):
+        free, live = np.flatnonzero(self.request < 0), int((self.request >= 0).sum())
+        if not self.queue or (live and len(free) * 16 < len(self.request)):
+            return
+        slots = free[:len(self.queue)]
+        requests = np.array([self.queue.pop() for _ in slots])
+        self.request[slots] = requests
+        if self.cache is None:
+            self.window = self._window()
+            self.cache = self.s._programs["empty"](self.params, len(self.request), self.window)
+        self._widen()
+        unique = {}
+        for slot, n in zip(slots, requests):
+            unique.setdefault(tuple(self.prompts[n][:-1]), []).append(slot)
+        self._read(unique)
+
+    def _read(self, unique):
+        """Reads prompts, packed, into the slots that want them."""
+        texts = [text for text in unique if text]  # a prompt of one token has nothing to be read before it
+        if not texts:
+            return
+        sizes = np.array([len(text) for text in texts])
+        if sizes.sum() <= WIDTH:
+            S, kinds = _round_up(sizes.sum(), self.s.bucket), PACKED[:1]
+        else:
+            S, kinds = max(WIDTH, _round_up(sizes.max(), WIDTH)), PACKED
+        row, column, rows = best_fit(sizes, S)
+        first = 0
+        while first < rows:
+            M = next((m for m in kinds if m >= rows - first), kinds[-1])
+            self._read_rows([i for i in range(len(texts)) if first <= row[i] < first + M], texts, row - first, column, M, S,
+                            unique)
+            first += M
+
+    def _read_rows(self, chosen, texts, row, column, M, S, unique):
+        tokens = np.full((M, S), self.s.pad_id, np.int32)
+        positions, segments = np.zeros((M, S), np.int32), np.zeros((M, S), np.int32)
+        slots, sources = [], []
+        for i in chosen:
+            r, c, size = row[i], column[i], len(texts[i])
+            tokens[r, c:c + size], positions[r, c:c + size], segments[r, c:c + size] = texts[i], np.arange(size), i + 1
+            source = np.zeros(self.window, np.int32)
+            source[(self.end - size + np.arange(size)) % self.window] = r * S + c + np.arange(size)
+            slots += unique[texts[i]]
+            sources += [source] * len(unique[texts[i]])
+        read = self.s._programs["read"](self.params, tokens, positions, segments)
+        self._insert(read, slots, sources)
+
+    def _insert(self, read, slots, sources):
+        """Into all slots or a quarter of them, so that two shapes serve."""
+        B = len(self.request)
+        R = B if len(slots) * 4 > B else max(B // 4, 1)
+        pad = R - len(slots)
+        slots = np.append(np.asarray(slots, np.int32), np.full(pad, B, np.int32))
+        self.cache = self.s._programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
+
+    def _window(self):
+        """The smallest that holds every live row after the next chunk."""
+        need = int(self._lengths(self.request[self.request >= 0]).max()) + self.s.chunk
+        window = self.s.bucket
+        while window < need:
+            window *= 2
+        return window
+
+    def _widen(self):
+        window = self._window()
+        if window > self.window:
+            self._resize(window)
+
+    def _resize(self, window):
+        self.cache = self.s._programs["resize"](self.cache, np.int32(self.end), window)
+        self.window, self.end = window, 0
+
+    def _shrink(self):
+        live = np.flatnonzero(self.request >= 0)
+        size = self.s._size(len(live))
+        if self.queue or size >= len(self.request):
+            return
+        rest = np.flatnonzero(self.request < 0)[:size - len(live)]
+        rows = np.concatenate([live, rest]).astype(np.int32)
+        self.cache, self.request = self.s._programs["choose"](self.cache, rows), self.request[rows]
+        if (window := self._window()) < self.window:
+            self._resize(window)
+
+    def _decode(self):
+        live = self.request >= 0
+        n = np.maximum(self.request, 0)
+        last = [self.out.tokens[i, self.drawn[i] - 1] if self.drawn[i] else self.prompts[i][-1] for i in n]
+        left = np.where(live, self.limits[n] - self.drawn[n], 0)
+        put = functools.partial(put_batch, mesh=self.s.mesh)
+        last, length, drawn, left = (put(np.asarray(x, np.int32)) for x in (last, self._lengths(n), self.drawn[n], left))
+        rows = Rows(last, length, drawn, left, jax.random.wrap_key_data(put(self.keys[n])),
+                    Settings(*(put(x[n]) for x in self.settings)))
+        self.cache, drawn = self.s._programs["decode"](self.params, self.cache, np.int32(self.end), rows, self._forbidden())
+        self.end = (self.end + self.s.chunk) % self.window
+        token, mask, logp, sampler_logp = map(np.asarray, drawn)
+        for slot in np.flatnonzero(live):
+            i, count = self.request[slot], int(mask[slot].sum())
+            before, after = self.drawn[i], self.drawn[i] + count
+            for array, new in zip((self.out.tokens, self.out.mask, self.out.logp, self.out.sampler_logp),
+                                  (token, mask, logp, sampler_logp)):
+                array[i, before:after] = new[slot, :count]
+            self.drawn[i] = after
+            stopped = token[slot, count - 1] in self.s.stop_ids
+            if stopped:
+                self.out.reason[i] = "stop"
+            if self.s.stop_strings:
+                stopped |= self._cut_at_string(i)
+            if stopped or after == self.limits[i]:
+                self.request[slot] = -1
+
+    def _forbidden(self):
+        if not self.s.forbidden:
+            return None
+        size = self.params["embed"].get_value().shape[0]
+        return np.isin(np.arange(size), self.s.forbidden)
+
+    def _cut_at_string(self, i):
+        """Ends response i with the token that completes a stop string, if one stands in it."""
+        ids = self.out.tokens[i, :self.drawn[i]].tolist()
+        if not any(text in self.s.decode(ids) for text in self.s.stop_strings):
+            return False
+        count = next(k for k in range(1, len(ids) + 1)
+                     if any(text in self.s.decode(ids[:k]) for text in self.s.stop_strings))
+        if count == len(ids) and self.out.reason[i] == "stop":
+            return True
+        self.out.reason[i] = "stop_string"
+        self.out.tokens[i, count:] = self.s.pad_id
+        for array in (self.out.mask, self.out.logp, self.out.sampler_logp):
+            array[i, count:] = 0.0
+        return True
 
 
-def _cut(out, length):
-    """The first `length` tokens; an end that was drawn after them was not drawn."""
-    ended = out.mask.sum(1) <= length
-    arrays = (array[:, :length] for array in (out.tokens, out.mask, out.logp, out.sampler_logp))
-    return Rollouts(*arrays, out.finished & ended)
+def _round_up(n, multiple):
+    return int(-(-n // multiple) * multiple)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(graphdef, stop_ids, max_new_tokens, pad_id):
-    # Cached on the model's shape: the stages of a pipeline share one compilation.
-    run = functools.partial(generate, graphdef, stop_ids=stop_ids, max_new_tokens=max_new_tokens, pad_id=pad_id)
-    return jax.jit(run)
+def _programs(graphdef, steps, stop_ids, pad_id):
+    """The compiled parts, cached on the model's shape: the stages of a pipeline share them."""
+
+    def make(params, rows, window):
+        config = nnx.merge(graphdef, params).config
+        return empty_cache(config, group_sizes(config), rows, window)
+
+    decode = functools.partial(decode_chunk, graphdef, steps=steps, stop_ids=stop_ids, pad_id=pad_id)
+    return {
+        "empty": jax.jit(make, static_argnums=(1, 2)),
+        "read": jax.jit(functools.partial(read_prompts, graphdef)),
+        "insert": jax.jit(inserted, donate_argnums=0),
+        "resize": jax.jit(resized, static_argnums=2),
+        "choose": jax.jit(chosen),
+        "decode": jax.jit(decode, donate_argnums=1),
+    }

@@ -1,125 +1,99 @@
-"""Sampling as pure functions: one token from logits, and whole responses from prompts."""
+"""Drawing one token from logits, as pure functions."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxalign.models.cache import empty_cache
-from jaxalign.models.transformer import logits_of
+from jaxalign.models.cache import LOWEST
 
-LOWEST = -1e30  # stands for −∞ where a difference of two of them must not be NaN
+BLOCKS = 64  # the vocabulary is summed in so many parts, then one part token by token
 
 
 class Settings(NamedTuple):
-    """How tokens are drawn. All may be traced, so changing them compiles nothing."""
+    """How tokens are drawn: numbers for all requests, or arrays with one a request. Changing them compiles nothing."""
 
     temperature: float = 1.0  # 0 takes the likeliest token
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
-
-
-class Responses(NamedTuple):
-    """What was drawn, padded on the right."""
-
-    tokens_BN: jax.Array  # int32; padding after the end
-    mask_BN: jax.Array  # float32: 1 for drawn tokens, the stop token included
-    logp_BN: jax.Array  # nats: log-probability under the model itself (temperature 1, nothing cut)
-    sampler_logp_BN: jax.Array  # nats: under the distribution that drew the token
-    finished_B: jax.Array  # bool: False where the length limit cut the response
+    min_p: float = 0.0  # 0 keeps all
 
 
 def filtered_logits(logits_BV, settings: Settings):
-    """Logits of the distribution that tokens are drawn from: divided by the temperature, then cut to the top k, then
-    to the smallest set of probability ≥ top_p (Holtzman et al. 2020, arXiv:1904.09751); what is cut is `LOWEST`."""
-    logits_BV = logits_BV.astype(jnp.float32) / jnp.maximum(settings.temperature, 1e-6)
+    """Logits of the distribution that tokens are drawn from.
+
+    Divided by the temperature; then cut to the top k, to the smallest set of probability ≥ top_p (Holtzman et al. 2020,
+    arXiv:1904.09751), and to what is at least min_p times as likely as the likeliest (Nguyen et al. 2024,
+    arXiv:2407.01082); what is cut is `LOWEST`.
+
+    Args:
+      logits_BV: any float dtype.
+      settings: each field a scalar or one number a row, (B,).
+    """
+    rows = logits_BV.shape[0]
+    temperature, top_k, top_p, min_p = (jnp.broadcast_to(jnp.asarray(x), (rows,))[:, None] for x in settings)
+    logits_BV = logits_BV.astype(jnp.float32) / jnp.maximum(temperature, 1e-6)
 
     def cut(logits_BV):
         V = logits_BV.shape[-1]
         sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-        k = jnp.where(settings.top_k > 0, settings.top_k, V)
+        k = jnp.where(top_k > 0, top_k, V)
         p_BV = jax.nn.softmax(jnp.where(jnp.arange(V)[None] < k, sorted_BV, LOWEST), axis=-1)
         # A token stays while the mass before it is below top_p, so the likeliest always stays.
-        keep_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < settings.top_p) & (jnp.arange(V)[None] < k)
+        keep_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) & (jnp.arange(V)[None] < k) & (p_BV >= min_p * p_BV[:, :1])
         lowest_B = jnp.min(jnp.where(keep_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         return jnp.where(logits_BV >= lowest_B, logits_BV, LOWEST)
 
     # Sorting the vocabulary costs more than the model at small sizes, so it is skipped where nothing is to be cut.
-    plain = (settings.top_k <= 0) & (settings.top_p >= 1.0)
+    plain = jnp.all((top_k <= 0) & (top_p >= 1.0) & (min_p <= 0.0))
     return jax.lax.cond(plain, lambda x: x, cut, logits_BV)
 
 
-def draw(uniform_B, logits_BV, settings: Settings):
+def draw(uniform_B, logits_BV, settings: Settings, forbidden_V=None):
     """One token a row by inverting the cumulative distribution at a uniform number; the likeliest at temperature 0.
 
+    Args:
+      uniform_B: in [0, 1). One number a token, not Gumbel noise over the vocabulary: that costs more than the model.
+      forbidden_V: bool, True for tokens that are never drawn; None for none. They keep their place in the model's own
+        distribution.
     Returns:
       (token_B, logp_B under softmax(logits), sampler_logp_B under the distribution drawn from), float32 nats.
     """
     logits_BV = logits_BV.astype(jnp.float32)
-    drawn_BV = filtered_logits(logits_BV, settings)
-    weight_BV = jnp.exp(drawn_BV - jnp.max(drawn_BV, axis=-1, keepdims=True))
-    mass_BV = jnp.cumsum(weight_BV, axis=-1)
-    total_B = mass_BV[:, -1:]
-    token_B = jnp.sum(mass_BV <= uniform_B[:, None] * total_B, axis=-1)
-    # Rounding may point past the last token that has any mass.
-    last_B = jnp.argmax(jnp.where(weight_BV > 0, jnp.arange(weight_BV.shape[-1])[None], -1), axis=-1)
-    greedy = settings.temperature <= 0
-    token_B = jnp.where(greedy, jnp.argmax(logits_BV, axis=-1), jnp.minimum(token_B, last_B)).astype(jnp.int32)
+    allowed_BV = logits_BV if forbidden_V is None else jnp.where(forbidden_V[None], LOWEST, logits_BV)
+    drawn_BV = filtered_logits(allowed_BV, settings)
+    highest_B1 = jnp.max(drawn_BV, axis=-1, keepdims=True)
+    weight_BV = jnp.exp(drawn_BV - highest_B1)
+    greedy_B = jnp.broadcast_to(jnp.asarray(settings.temperature) <= 0, logits_BV.shape[:1])
+    # The first of the likeliest; argmax is several times slower on a CPU.
+    ids = jnp.arange(logits_BV.shape[1])[None]
+    likeliest_B = jnp.min(jnp.where(drawn_BV >= highest_B1, ids, logits_BV.shape[1]), axis=-1)
+    inverted_B, total_B = _invert(uniform_B, weight_BV)
+    token_B = jnp.where(greedy_B, likeliest_B, inverted_B).astype(jnp.int32)
     logp_B = _pick(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
-    sampler_logp_B = _pick(drawn_BV, token_B) - jax.nn.logsumexp(drawn_BV, axis=-1)
-    return token_B, logp_B, jnp.where(greedy, 0.0, sampler_logp_B)
+    sampler_logp_B = _pick(drawn_BV, token_B) - highest_B1[:, 0] - jnp.log(total_B)
+    return token_B, logp_B, jnp.where(greedy_B, 0.0, sampler_logp_B)
 
 
-def generate(graphdef, params, prompt_BP, length_B, key_B, settings: Settings, first=0, *, stop_ids, max_new_tokens,
-             pad_id=0):
-    """Draws a response to each prompt.
+def _invert(uniform_B, weight_BV):
+    """(the first token at which the cumulative weight exceeds its share, the total weight).
 
-    A row depends on its own prompt, key and settings, never on the rows beside it: token n is drawn with
-    fold_in(key, first + n), and padding is not attended to.
-
-    Args:
-      graphdef, params: a `Transformer`, split.
-      prompt_BP: int32 ids, padded on the left.
-      length_B: int32, tokens in each prompt, ≥ 1.
-      key_B: typed keys, one a row.
-      first: how many tokens at the end of every prompt were drawn before with the same key.
-      stop_ids: tuple of ids that end a response; the one drawn is part of it.
-      max_new_tokens: N.
-    Returns:
-      `Responses`.
+    Whole blocks are summed first, so that nothing is cumulated over the vocabulary.
     """
-    model = nnx.merge(graphdef, params)
-    (B, P), N = prompt_BP.shape, max_new_tokens
-    slot_P = jnp.arange(P)[None]
-    valid_BP = slot_P >= P - length_B[:, None]
-    position_BP = jnp.maximum(slot_P - (P - length_B[:, None]), 0)
-    cache = empty_cache(model.config, B, P + N)
-    hidden_BPD, cache = model.decode(prompt_BP, position_BP, valid_BP, cache)
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    unembedding_DV = model.unembedding_DV
-
-    def sample(n, hidden_BD, done_B, out):
-        uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, first + n)))(key_B)
-        token_B, logp_B, sampler_logp_B = draw(uniform_B, logits_of(hidden_BD, unembedding_DV), settings)
-        live_B = ~done_B
-        token_B = jnp.where(live_B, token_B, pad_id)
-        columns = token_B, live_B.astype(jnp.float32), logp_B * live_B, sampler_logp_B * live_B
-        out = tuple(jax.lax.dynamic_update_slice(a, c[:, None].astype(a.dtype), (0, n)) for a, c in zip(out, columns))
-        done_B = done_B | jnp.any(token_B[:, None] == stops[None], axis=1)
-        return token_B, done_B, out
-
-    def step(carry):
-        n, token_B, done_B, cache, out = carry
-        hidden_B1D, cache = model.decode(token_B[:, None], (length_B + n - 1)[:, None], ~done_B[:, None], cache)
-        token_B, done_B, out = sample(n, hidden_B1D[:, 0], done_B, out)
-        return n + 1, token_B, done_B, cache, out
-
-    out = (jnp.full((B, N), pad_id, jnp.int32),) + (jnp.zeros((B, N), jnp.float32),) * 3
-    token_B, done_B, out = sample(0, hidden_BPD[:, -1], jnp.zeros((B,), bool), out)
-    carry = jnp.ones((), jnp.int32), token_B, done_B, cache, out
-    *_, done_B, _, out = jax.lax.while_loop(lambda c: (c[0] < N) & ~jnp.all(c[2]), step, carry)
-    return Responses(*out, done_B)
+    B, V = weight_BV.shape
+    size = -(-V // BLOCKS)
+    weight_BKS = jnp.pad(weight_BV, ((0, 0), (0, size * BLOCKS - V))).reshape(B, BLOCKS, size)
+    sum_BK = weight_BKS.sum(-1)
+    before_BK = jnp.cumsum(sum_BK, axis=1) - sum_BK
+    total_B = before_BK[:, -1] + sum_BK[:, -1]
+    target_B1 = (uniform_B * total_B)[:, None]
+    # The last block and token of any weight that begin at or before the target: rounding never leaves the mass.
+    block_B1 = jnp.max(jnp.where((before_BK <= target_B1) & (sum_BK > 0), jnp.arange(BLOCKS)[None], 0), axis=1)[:, None]
+    inside_BS = jnp.take_along_axis(weight_BKS, block_B1[..., None], axis=1)[:, 0]
+    start_BS = jnp.take_along_axis(before_BK, block_B1, axis=1) + jnp.cumsum(inside_BS, axis=1) - inside_BS
+    first_B = jnp.argmax(inside_BS > 0, axis=1)  # where rounding puts the whole block behind the target
+    found_B = jnp.max(jnp.where((start_BS <= target_B1) & (inside_BS > 0), jnp.arange(size)[None], -1), axis=1)
+    return block_B1[:, 0] * size + jnp.where(found_B < 0, first_B, found_B), total_B
 
 
 def _pick(x_BV, index_B):

@@ -38,8 +38,7 @@ class PolicyStage(Stage):
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               batch_size=rows, bucket=ROW_BUCKET, pad_id=self.tokenizer.pad_id,
-                               place=lambda x: put_batch(x, mesh), devices=mesh.shape["data"] * mesh.shape["fsdp"])
+                               slots=rows, pad_id=self.tokenizer.pad_id, mesh=mesh)
         self._targets = jax.jit(self.targets)
 
     def _row_length(self, prompts, rollouts):
@@ -59,8 +58,7 @@ class PolicyStage(Stage):
         c = self.config
         rows, prompts = self._prompts(next(self.train_data), c.samples_per_prompt)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(prompts))
-        with jax.set_mesh(self.mesh):
-            rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
+        rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
         batch = response_rows(prompts, rollouts, self._row_length(prompts, rollouts), self.tokenizer.pad_id)
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         batch["finished_B"] = rollouts.finished.astype(np.float32)

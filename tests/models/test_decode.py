@@ -1,6 +1,7 @@
 """Decoding against a cache gives the hidden states of the whole forward pass."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +10,59 @@ import pytest
 from flax import nnx
 from tiny_models import CONFIG, documents, split
 
-from jaxalign.models.cache import empty_cache
+from jaxalign.models.cache import chosen, empty_cache, inserted, resized
+from jaxalign.models.transformer import group_sizes
 
-SIZES = (9, 4, 1)  # ragged prompts, padded on the left
-PROMPT, NEW = 9, 4
+SIZES = (9, 4, 1)  # ragged prompts
+NEW, WINDOW = 8, 16  # the ring is written past its end
 
 
-def decoded(graphdef, params, prompt_BP, length_B, more_BN, chunk):
-    """Hidden states of a prompt and then of `chunk` more tokens at a time."""
+@functools.partial(jax.jit, static_argnums=0)
+def step(graphdef, params, token_B, length_B, cache, end):
     model = nnx.merge(graphdef, params)
-    slots = np.arange(PROMPT)[None]
-    first_B1 = PROMPT - length_B[:, None]
-    cache = empty_cache(model.config, len(length_B), PROMPT + NEW)
-    hidden, cache = model.decode(prompt_BP, jnp.maximum(slots - first_B1, 0), slots >= first_B1, cache)
-    out = [hidden]
-    for n in range(0, NEW, chunk):
-        tokens = more_BN[:, n:n + chunk]
-        positions = length_B[:, None] + n + np.arange(chunk)[None]
-        hidden, cache = model.decode(tokens, positions, np.ones(tokens.shape, bool), cache)
-        out.append(hidden)
-    return jnp.concatenate(out, axis=1), cache.length
+    return model.decode(token_B, length_B, end, cache, model.layer_groups())
 
 
-decode = jax.jit(decoded, static_argnums=(0, 5))
+def decode(graphdef, params, tokens_BN, length_B, cache, end):
+    """Hidden states of tokens read one by one after what the cache holds."""
+    out = []
+    for n in range(tokens_BN.shape[1]):
+        hidden_BD, cache = step(graphdef, params, tokens_BN[:, n], length_B + n, cache, np.int32((end + n) % WINDOW))
+        out.append(hidden_BD)
+    return jnp.stack(out, axis=1), cache
+
+
 forward = jax.jit(lambda graphdef, params, tokens: nnx.merge(graphdef, params)(tokens), static_argnums=0)
+read = jax.jit(lambda graphdef, params, *packed: nnx.merge(graphdef, params).keys_values(*packed), static_argnums=0)
 
 
-@pytest.mark.parametrize(("chunk", "change"), [(1, {}), (2, {"unroll": 2}), (1, {"num_kv_heads": 4}),
-                                               (1, {"qk_norm": True, "embed_scale": 4.0})])
-def test_cached_decoding_of_ragged_prompts_is_the_whole_forward_pass(chunk, change):
+@pytest.mark.parametrize("change", [{}, {"unroll": 9}, {"num_kv_heads": 4, "unroll": 9},
+                                    {"qk_norm": True, "embed_scale": 4.0}], ids=str)
+def test_cached_decoding_of_ragged_prompts_is_the_whole_forward_pass(change):
     graphdef, params = split(dataclasses.replace(CONFIG, **change))
     whole = documents([size + NEW for size in SIZES])
-    prompt = np.full((3, PROMPT), 7, np.int32)  # what stands in the padding is another id
-    for row, size in enumerate(SIZES):
-        prompt[row, PROMPT - size:] = whole[row][:size]
+    # The prompts packed in one row, after a stranger's tokens, all read at once.
+    packed = np.concatenate([[5, 6], *(d[:size] for d, size in zip(whole, SIZES))])[None].astype(np.int32)
+    starts = np.cumsum([2, *SIZES])[:-1]
+    segments = np.repeat([1, 2, 3, 4], [2, *SIZES])[None]
+    positions = np.concatenate([np.arange(n) for n in (2, *SIZES)])[None]
+    end = 13
+    source = np.zeros((3, WINDOW), np.int32)
+    for row, (size, start) in enumerate(zip(SIZES, starts)):
+        source[row, (end - size + np.arange(size)) % WINDOW] = start + np.arange(size)
+    config = nnx.merge(graphdef, params).config
+    cache = empty_cache(config, group_sizes(config), 3, WINDOW)
+    order = np.array([2, 0, 1])  # rows as they stand in the cache; the last entry is nobody's
+    cache = inserted(cache, read(graphdef, params, packed, positions, segments), np.append(order, 3),
+                     np.concatenate([source, source[:1]]))
+    cache = chosen(cache, order)
     more = np.array([d[-NEW:] for d in whole], np.int32)
-    got, length = decode(graphdef, params, prompt, np.array(SIZES, np.int32), more, chunk)
-    assert int(length) == PROMPT + NEW
+    length = np.array(SIZES, np.int32)
+    first, cache = decode(graphdef, params, more[:, :5], length, cache, end)
+    # As wide as it was, but begun anew: the slots of what was read move, and nothing else.
+    cache = resized(resized(cache, end + 5, WINDOW + 4), 0, WINDOW)
+    last, _ = decode(graphdef, params, more[:, 5:7], length + 5, cache, 0)
+    got = np.concatenate([first, last], axis=1)
     for row, size in enumerate(SIZES):
         expected = forward(graphdef, params, np.array([whole[row]], np.int32))[0]
-        np.testing.assert_allclose(got[row, PROMPT - size:], expected, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(got[row], expected[size:size + 7], rtol=2e-5, atol=2e-5)

@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import documents, split
 
-from jaxalign.errors import ConfigError
-from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import LOWEST, Settings, draw, filtered_logits
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(5, 12)).astype(np.float32) * 2.0
 SETTINGS = [Settings(), Settings(temperature=0.5), Settings(top_k=3), Settings(top_p=0.7), Settings(2.0, 5, 0.8),
-            Settings(top_k=1), Settings(top_p=1e-6), Settings(1.3, 50, 1.0)]
+            Settings(top_k=1), Settings(top_p=1e-6), Settings(1.3, 50, 1.0), Settings(min_p=0.3), Settings(1.5, 9, 0.9, 0.2)]
 
 
 def reference(logits, settings):
@@ -23,6 +20,8 @@ def reference(logits, settings):
     order = np.argsort(-p)[:settings.top_k or len(p)]
     kept, mass = [], 0.0
     for token in order:
+        if p[token] < settings.min_p * p[order[0]]:
+            break
         kept.append(token)
         mass += p[token] / p[order].sum()
         if mass >= settings.top_p:
@@ -82,73 +81,38 @@ def test_what_is_drawn_is_distributed_as_it_says(compiled, settings):
     assert np.all(p[np.asarray(edge)] > 0)
 
 
-PROMPTS = documents((3, 7, 1, 5, 6), seed=5)
-KEYS = jax.random.split(jax.random.key(8), len(PROMPTS))
-STOP = 4
+def test_each_row_has_its_own_settings(compiled):
+    rows = [Settings(), Settings(0.0), Settings(top_k=2), Settings(top_p=0.5), Settings(1.4, 0, 1.0, 0.4)]
+    arrays = Settings(*map(np.asarray, zip(*rows)))
+    u = RNG.random(5).astype(np.float32)
+    together = compiled[1](u, LOGITS, arrays)
+    for n, settings in enumerate(rows):
+        alone = compiled[1](u[n:n + 1], LOGITS[n:n + 1], Settings(*map(jnp.asarray, settings)))
+        for got, expected in zip(together, alone):
+            np.testing.assert_allclose(got[n], expected[0], rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def sampler():
-    made = {}
-
-    def get(batch_size, bucket=8):
-        if (batch_size, bucket) not in made:
-            made[batch_size, bucket] = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=batch_size,
-                                               bucket=bucket)
-        return made[batch_size, bucket]
-
-    return get
-
-
-def test_a_response_depends_on_its_prompt_and_key_alone(sampler):
-    params = split()[1]
-    expected = sampler(4)(params, PROMPTS, KEYS)  # two batches, the last filled up
-    order = np.array([3, 0, 4, 2, 1])
-    shuffled = sampler(4)(params, [PROMPTS[i] for i in order], KEYS[order])
-    other = sampler(3, bucket=16)(params, PROMPTS, KEYS)
-    alone = sampler(3, bucket=16)(params, [PROMPTS[1]], KEYS[1:2])
-    for n, i in enumerate(order):
-        assert np.array_equal(shuffled.tokens[n], expected.tokens[i])
-    assert np.array_equal(other.tokens, expected.tokens) and np.array_equal(alone.tokens[0], expected.tokens[1])
-    np.testing.assert_allclose(other.logp, expected.logp, atol=1e-5)
-    elsewhere = sampler(4)(params, PROMPTS, jax.random.split(jax.random.key(9), len(PROMPTS)))
-    assert not np.array_equal(elsewhere.tokens, expected.tokens)
+def test_forbidden_tokens_are_never_drawn_and_keep_their_place_in_the_model():
+    best = int(LOGITS[0].argmax())
+    forbidden = np.arange(12) == best
+    for settings in (Settings(), Settings(0.0), Settings(top_k=1)):
+        n = 500
+        u = jax.random.uniform(jax.random.key(1), (n,))
+        token, logp, sampler_logp = draw(u, np.broadcast_to(LOGITS[0], (n, 12)), settings, forbidden)
+        assert not np.any(np.asarray(token) == best)
+        model = np.log(reference(LOGITS[0], Settings()))
+        np.testing.assert_allclose(logp, model[np.asarray(token)], atol=1e-5)
+        if settings == Settings():
+            left = np.where(forbidden, 1e-30, np.exp(model))
+            np.testing.assert_allclose(sampler_logp, np.log(left / left.sum())[np.asarray(token)], atol=1e-5)
 
 
-def test_rounds_change_no_response(sampler):
-    params, many = split()[1], PROMPTS * 8
-    keys = jax.random.split(jax.random.key(2), len(many))
-    whole, parts = (Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=32, bucket=4, segment=segment)(
-        params, many, keys) for segment in (0, 4))
-    assert whole.tokens.shape == parts.tokens.shape == (len(many), 10)
-    for name in ("tokens", "mask", "finished"):
-        assert np.array_equal(getattr(parts, name), getattr(whole, name))
-    np.testing.assert_allclose(parts.logp, whole.logp, atol=1e-5)
-    np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
-
-
-def test_few_rows_make_a_small_batch():
-    made = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=128)
-    assert [made._batch(rows) for rows in (1, 8, 9, 32, 33, 128, 500)] == [8, 8, 32, 32, 128, 128, 128]
-    shared = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, batch_size=128, devices=8)
-    assert shared._batch(1) == 8
-
-
-def test_a_response_ends_with_its_stop_token(sampler):
-    params = split()[1]
-    many = PROMPTS * 12
-    out = sampler(4)(params, many, jax.random.split(jax.random.key(1), len(many)))
-    assert 3 < out.finished.sum() < len(many)
-    for n in range(len(many)):
-        drawn = int(out.mask[n].sum())
-        assert np.array_equal(out.mask[n], np.arange(10) < drawn)
-        tokens = out.tokens[n, :drawn].tolist()
-        assert STOP not in tokens[:-1]
-        assert (tokens[-1] == STOP) == out.finished[n] and (out.finished[n] or drawn == 10)
-        assert out.ids(n) == (tokens[:-1] if out.finished[n] else tokens)
-        assert np.all(out.tokens[n, drawn:] == 0) and np.all(out.logp[n, drawn:] == 0)
-
-
-def test_prompts_that_cannot_be_are_refused(sampler):
-    with pytest.raises(ConfigError, match="at least one token"):
-        sampler(4)(split()[1], [[1], []], KEYS[:2])
+@pytest.mark.parametrize("V", [1, 12, 64, 100, 1536])
+def test_blocks_of_any_vocabulary_invert_the_cumulative_distribution(V):
+    logits = np.random.default_rng(V).normal(size=(200, V)).astype(np.float32) * 3
+    u = np.random.default_rng(1).random(200).astype(np.float32)
+    token = np.asarray(draw(u, logits, Settings())[0])
+    p = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    mass = np.cumsum(p, axis=1) / p.sum(1, keepdims=True)
+    before = np.where(token > 0, np.take_along_axis(mass, np.maximum(token - 1, 0)[:, None], 1)[:, 0], 0.0)
+    assert np.all(before <= u + 1e-5) and np.all(u <= mass[np.arange(200), token] + 1e-5)

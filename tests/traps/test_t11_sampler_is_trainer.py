@@ -26,7 +26,7 @@ def at_rate_zero(name):
 
 def test_t11_the_samplers_log_probabilities_are_the_trainers():
     graphdef, params = split()
-    sampler = Sampler(graphdef, stop_ids=(4,), max_new_tokens=10, batch_size=4, bucket=8)
+    sampler = Sampler(graphdef, stop_ids=(4,), max_new_tokens=10, slots=4, bucket=8)
     rollouts = sampler(params, PROMPTS, jax.random.split(jax.random.key(0), len(PROMPTS)))
     batch = response_rows(PROMPTS, rollouts, 20, pad_id=0)
     trained = np.asarray(jax.jit(lambda p, b: logp(graphdef, p, b, chunk=5))(params, batch))

@@ -18,7 +18,7 @@ from jaxalign.stages import train_stage
 def test_t12_both_log_probabilities_are_kept_each_of_the_distribution_it_names(settings):
     graphdef, params = split()
     (prompt,) = documents((5,))
-    sampler = Sampler(graphdef, stop_ids=(), max_new_tokens=6, batch_size=1, bucket=8)
+    sampler = Sampler(graphdef, stop_ids=(), max_new_tokens=6, slots=1, bucket=8)
     got = sampler(params, [prompt], jax.random.split(jax.random.key(2), 1), settings)
     whole = np.array([prompt + got.tokens[0].tolist()], np.int32)
     rows = np.asarray(jax.jit(lambda p: logits(graphdef, p, whole))(params), np.float64)[0, 4:-1]

@@ -1,0 +1,150 @@
+"""The engine: every response is its own, whatever is served beside it; limits, ends and reasons are as asked."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import documents, split
+
+from jaxalign.errors import ConfigError
+from jaxalign.objectives.logprobs import logps_from_logits
+from jaxalign.rollout.engine import Sampler
+from jaxalign.rollout.sampling import Settings
+from jaxalign.sharding import make_mesh
+
+PROMPTS = documents((3, 7, 1, 5, 6), seed=5)
+KEYS = jax.random.split(jax.random.key(8), len(PROMPTS))
+STOP = 4
+
+
+@functools.cache
+def sampler(slots=4, bucket=8, chunk=4, **more):
+    return Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=10, slots=slots, bucket=bucket, chunk=chunk, **more)
+
+
+def same(got, expected, rows=slice(None)):
+    assert np.array_equal(got.tokens, expected.tokens[rows]) and np.array_equal(got.mask, expected.mask[rows])
+    assert np.array_equal(got.reason, expected.reason[rows])
+    np.testing.assert_allclose(got.logp, expected.logp[rows], atol=1e-5)
+    np.testing.assert_allclose(got.sampler_logp, expected.sampler_logp[rows], atol=1e-5)
+
+
+def test_a_response_depends_on_its_prompt_and_key_alone():
+    params, many = split()[1], PROMPTS * 8
+    keys = jax.random.split(jax.random.key(2), len(many))
+    expected = sampler()(params, many, keys)
+    order = np.random.default_rng(0).permutation(len(many))
+    same(sampler()(params, [many[i] for i in order], keys[order]), expected, order)
+    for other in (sampler(slots=3), sampler(slots=32), sampler(bucket=32), sampler(chunk=1), sampler(chunk=16)):
+        same(other(params, many, keys), expected)
+    same(sampler()(params, [many[9]], keys[9:10]), expected, slice(9, 10))
+    elsewhere = sampler()(params, many, jax.random.split(jax.random.key(9), len(many)))
+    assert not np.array_equal(elsewhere.tokens, expected.tokens)
+
+
+def test_equal_prompts_are_read_once_and_answered_each_for_itself():
+    params = split()[1]
+    group = [PROMPTS[1]] * 6
+    keys = jax.random.split(jax.random.key(4), 6)
+    together = sampler(slots=8)(params, group, keys)
+    assert len({tuple(row) for row in together.tokens.tolist()}) > 3
+    for n in range(6):
+        same(sampler(slots=8)(params, [PROMPTS[1]], keys[n:n + 1]), together, slice(n, n + 1))
+
+
+def test_log_probabilities_are_those_of_a_whole_forward_pass():
+    graphdef, params = split()
+    out = sampler()(params, PROMPTS, KEYS, Settings(temperature=0.7))
+    drawn = out.mask.sum(1).astype(int)
+    ids = np.zeros((5, 18), np.int32)
+    for n, prompt in enumerate(PROMPTS):
+        ids[n, :len(prompt) + drawn[n]] = [*prompt, *out.tokens[n, :drawn[n]]]
+    model = nnx.merge(graphdef, params)
+    logits = jax.jit(model)(ids[:, :-1]) @ model.unembedding_DV
+    for temperature, got in ((1.0, out.logp), (0.7, out.sampler_logp)):
+        expected = np.asarray(logps_from_logits(logits / temperature, jnp.asarray(ids[:, 1:])))
+        for n, prompt in enumerate(PROMPTS):
+            first = len(prompt) - 1
+            np.testing.assert_allclose(got[n, :drawn[n]], expected[n, first:first + drawn[n]], atol=1e-4)
+
+
+def test_a_response_ends_with_its_stop_token():
+    many = PROMPTS * 12
+    out = sampler()(split()[1], many, jax.random.split(jax.random.key(1), len(many)))
+    assert 3 < out.finished.sum() < len(many)
+    for n in range(len(many)):
+        drawn = int(out.mask[n].sum())
+        assert np.array_equal(out.mask[n], np.arange(10) < drawn)
+        tokens = out.tokens[n, :drawn].tolist()
+        assert STOP not in tokens[:-1]
+        assert (tokens[-1] == STOP) == out.finished[n] and (out.finished[n] or drawn == 10)
+        assert out.reason[n] == ("stop" if out.finished[n] else "length")
+        assert out.ids(n) == (tokens[:-1] if out.finished[n] else tokens)
+        assert np.all(out.tokens[n, drawn:] == 0) and np.all(out.logp[n, drawn:] == 0)
+
+
+def test_limits_and_settings_are_each_requests_own():
+    params, whole = split()[1], sampler()(split()[1], PROMPTS, KEYS)
+    limits = np.array([1, 10, 3, 4, 9])
+    out = sampler()(params, PROMPTS, KEYS, max_new_tokens=limits)
+    for n, limit in enumerate(limits):
+        drawn = min(limit, int(whole.mask[n].sum()))
+        assert int(out.mask[n].sum()) == drawn
+        assert np.array_equal(out.tokens[n, :drawn], whole.tokens[n, :drawn])
+    greedy = sampler()(params, PROMPTS, KEYS, Settings(temperature=0.0))
+    mixed = sampler()(params, PROMPTS, KEYS, Settings(temperature=np.array([0.0, 1, 0, 1, 1])))
+    for n in range(5):
+        assert np.array_equal(mixed.tokens[n], (greedy if n in (0, 2) else whole).tokens[n])
+
+
+def test_a_stop_string_ends_a_response_with_the_token_that_completes_it():
+    params, whole = split()[1], sampler()(split()[1], PROMPTS, KEYS)
+    def decode(ids):
+        return "".join(f"<{i}>" for i in ids)
+
+    n = int(whole.mask.sum(1).argmax())
+    ids = whole.ids(n)
+    text = decode(ids[4:6])[:-1]  # complete before the last character of its last token
+    count = next(k for k in range(1, 7) if text in decode(ids[:k]))
+    for chunk in (1, 4):
+        out = sampler(chunk=chunk, stop_strings=(text,), decode=decode)(params, PROMPTS, KEYS)
+        assert out.reason[n] == "stop_string" and out.mask[n].sum() == count and out.finished[n]
+        assert out.ids(n) == ids[:count]
+        for other in set(range(5)) - {n}:
+            if text not in decode(whole.ids(other)):
+                assert np.array_equal(out.tokens[other], whole.tokens[other])
+    with pytest.raises(ConfigError, match="need decode"):
+        Sampler(split()[0], stop_ids=(), max_new_tokens=4, stop_strings=("x",))
+
+
+def test_forbidden_tokens_are_not_drawn():
+    params, whole = split()[1], sampler()(split()[1], PROMPTS, KEYS)
+    forbidden = tuple(np.unique(whole.tokens)[:5].tolist())
+    out = sampler(forbidden=forbidden)(params, PROMPTS, KEYS)
+    assert not np.isin(out.tokens[out.mask > 0], forbidden).any()
+
+
+def test_slots_are_shared_by_devices():
+    params, many = split()[1], PROMPTS * 4
+    keys = jax.random.split(jax.random.key(2), len(many))
+    expected = sampler(slots=8)(params, many, keys)
+    same(sampler(slots=8, mesh=make_mesh(data=2, fsdp=2, tensor=2))(params, many, keys), expected)
+    with pytest.raises(ConfigError, match="slots=6 must divide .* use 8"):
+        sampler(slots=6, mesh=make_mesh(data=4))
+
+
+def test_few_requests_take_few_slots():
+    made = sampler(slots=128)
+    assert [made._size(rows) for rows in (1, 8, 9, 32, 33, 128, 500)] == [8, 8, 32, 32, 128, 128, 128]
+    assert sampler(slots=128, mesh=make_mesh(data=8))._size(1) == 8
+
+
+def test_what_cannot_be_served_is_refused():
+    with pytest.raises(ConfigError, match="at least one token"):
+        sampler()(split()[1], [[1], []], KEYS[:2])
+    for limits in ([0, 1], [11, 1], [1]):
+        with pytest.raises(ConfigError, match="2 numbers from 1 to 10"):
+            sampler()(split()[1], PROMPTS[:2], KEYS[:2], max_new_tokens=limits)
