@@ -10,15 +10,16 @@ import numpy as np
 
 from jaxalign.data.packing import best_fit
 
-WIDTH, ROWS = 128, 8  # rows are at least this wide; their number is a multiple, so that few shapes are compiled
+WIDTH, ROWS = 128, 4  # rows are at least this wide; their number is a multiple, so that few shapes are compiled
 
 
-def fold(tokens_BT, targets_BT, segment_ids_BT, pad_id, rows=ROWS):
+def fold(tokens_BT, targets_BT, segment_ids_BT, pad_id, rows=ROWS, least=0):
     """Packs the documents of shifted rows, each whole: its first token to its last target.
 
     Args:
       tokens_BT, targets_BT, segment_ids_BT: numpy, one document a row anywhere in it, segment 0 for padding.
-      rows: the number of packed rows is a multiple of this.
+      rows: the number of packed rows is a multiple of this,
+      least: or this where so many hold them: what most batches need is then one shape, compiled once.
 
     Returns:
       folded_tokens_MS, folded_targets_MS (the next token of the same document), folded_positions_MS,
@@ -32,7 +33,7 @@ def fold(tokens_BT, targets_BT, segment_ids_BT, pad_id, rows=ROWS):
     S = max(WIDTH, -(-(T + 1) // WIDTH) * WIDTH)
     real = np.flatnonzero(size_B)
     row, column, used = best_fit(size_B[real], S)
-    M = max(1, -(-used // rows)) * rows
+    M = least if used <= least > 0 else max(1, -(-used // rows)) * rows
     folded = {name: np.zeros((M, S), np.int32) for name in ("targets", "positions", "segment_ids")}
     folded["tokens"] = np.full((M, S), pad_id, np.int32)
     folded["targets"][:] = pad_id

@@ -35,7 +35,7 @@ def read_prompts(graphdef, params, tokens_MS, positions_MS, segment_ids_MS):
     return nnx.merge(graphdef, params).keys_values(tokens_MS, positions_MS, segment_ids_MS)
 
 
-def decode_chunk(graphdef, params, cache, end, rows: Rows, forbidden_V, *, steps, stop_ids, pad_id):
+def decode_chunk(graphdef, params, cache, end, rows: Rows, stop_ids, forbidden_V, *, steps, pad_id):
     """Draws up to `steps` more tokens a row.
 
     A row depends on its own tokens, key and settings, never on the rows beside it.
@@ -44,6 +44,7 @@ def decode_chunk(graphdef, params, cache, end, rows: Rows, forbidden_V, *, steps
       graphdef, params: a `Transformer`, split.
       cache: of `models/cache.py`; donate it.
       end: the slot to write first; from then on one after the other, around.
+      stop_ids: int32, ids that end a response; −1 is none.
       forbidden_V: bool or None, as of `draw`.
     Returns:
       (cache with the tokens read, `Drawn`).
@@ -63,7 +64,7 @@ def decode_chunk(graphdef, params, cache, end, rows: Rows, forbidden_V, *, steps
         token_B = jnp.where(live_B, token_B, pad_id)
         columns = token_B, live_B, jnp.where(live_B, logp_B, 0.0), jnp.where(live_B, sampler_logp_B, 0.0)
         out = Drawn(*(jax.lax.dynamic_update_slice(a, x[:, None], (0, c)) for a, x in zip(out, columns)))
-        stopped_B = (token_B[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(1)
+        stopped_B = (token_B[:, None] == stop_ids[None]).any(1)
         return c + 1, token_B, live_B & ~stopped_B & (c + 1 < rows.left_B), cache, out
 
     shape = (B, steps)

@@ -15,6 +15,7 @@ from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
+STOPS = 4  # stop tokens that a program is made for; more make another one
 FEWEST = 8  # slots: fewer are hardly faster
 PACKED = (1, 4, 16)  # rows of prompts that are read together, the fewest that hold them
 WIDTH = 128  # positions of such a row, or as many as the longest prompt has
@@ -72,7 +73,7 @@ class Sampler:
             raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
                               f"use {_round_up(slots, self.devices)}")
         self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
-        self._programs = _programs(graphdef, chunk, self.stop_ids, pad_id)
+        self._programs = _programs(graphdef, chunk, pad_id)
 
     def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
         """Args:
@@ -221,7 +222,10 @@ class _Run:
         last, length, drawn, left = (put(np.asarray(x, np.int32)) for x in (last, self._lengths(n), self.drawn[n], left))
         rows = Rows(last, length, drawn, left, jax.random.wrap_key_data(put(self.keys[n])),
                     Settings(*(put(x[n]) for x in self.settings)))
-        self.cache, drawn = self.s._programs["decode"](self.params, self.cache, np.int32(self.end), rows, self._forbidden())
+        # As many for all callers, so that they share programs.
+        stop_ids = np.asarray(self.s.stop_ids + (-1,) * (STOPS - len(self.s.stop_ids)), np.int32)
+        self.cache, drawn = self.s._programs["decode"](self.params, self.cache, np.int32(self.end), rows, stop_ids,
+                                                        self._forbidden())
         self.end = (self.end + self.s.chunk) % self.window
         token, mask, logp, sampler_logp = map(np.asarray, drawn)
         for slot in np.flatnonzero(live):
@@ -266,14 +270,14 @@ def _round_up(n, multiple):
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(graphdef, steps, stop_ids, pad_id):
+def _programs(graphdef, steps, pad_id):
     """The compiled parts, cached on the model's shape: the stages of a pipeline share them."""
 
     def make(params, rows, window):
         config = nnx.merge(graphdef, params).config
         return empty_cache(config, group_sizes(config), rows, window)
 
-    decode = functools.partial(decode_chunk, graphdef, steps=steps, stop_ids=stop_ids, pad_id=pad_id)
+    decode = functools.partial(decode_chunk, graphdef, steps=steps, pad_id=pad_id)
     return {
         "empty": jax.jit(make, static_argnums=(1, 2)),
         "read": jax.jit(functools.partial(read_prompts, graphdef)),

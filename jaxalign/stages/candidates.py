@@ -62,15 +62,22 @@ def rank(assistant, rows, judge, *, noise, seed, config):
     rng = np.random.default_rng([seed, 7])
     ranked = []
     for n, row in enumerate(rows):
-        answers = most_different([t for t in texts[n * copies:(n + 1) * copies] if t], config.answers)
-        if len(answers) < 2:
-            continue
+        answers = most_different([t for t in texts[n * copies:(n + 1) * copies] if t], copies)
         scores = np.array([judge(row["prompt"], answer, row["gold"]) for answer in answers])
-        seen = scores + noise * rng.gumbel(size=len(answers))
-        order = np.unique(-np.round(seen / config.grade), return_inverse=True)[1]
-        ranked.append({"messages": row["messages"], "answers": answers, "ranks": order.tolist(),
-                       "scores": np.round(scores, 4).tolist(), "kind": row.get("kind")})
+        grades = np.round((scores + noise * rng.gumbel(size=len(answers))) / config.grade)
+        kept = apart(grades, config.answers)
+        if len(kept) < 2:
+            continue
+        ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept], "ranks": list(range(len(kept))),
+                       "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
+
+
+def apart(grades, count):
+    """Indices of at most `count` answers, the best first, no two of one grade: the best, the worst, and what lies evenly
+    between them. Of one grade the first is taken."""
+    first = np.unique(-np.asarray(grades), return_index=True)[1]
+    return [int(first[i]) for i in np.unique(np.round(np.linspace(0, len(first) - 1, min(count, len(first)))).astype(int))]
 
 
 def most_different(texts, count):

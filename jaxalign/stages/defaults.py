@@ -22,6 +22,7 @@ def base_config(stage, **changes) -> ConfigDict:
         length=128,
         microbatches=1,
         fold=True,  # whether what has a document a row (rankings, pairs, responses) is packed for the forward pass
+        fold_rows=0,  # the fewest packed rows: what most batches need is then the one shape that is compiled
         logits_chunk=0,  # positions whose logits exist at once; 0: all
         log_every=10,
         eval_every=0,  # 0: only before and after

@@ -42,7 +42,10 @@ class PolicyStage(Stage):
         self._targets = jax.jit(self.targets)
 
     def _row_length(self, prompts, rollouts):
-        """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once."""
+        """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are packed
+        for the model, what is left to do for each position costs nothing, and one length serves all."""
+        if self.config.fold:
+            return -(-(self.config.length + self.config.max_new_tokens) // ROW_BUCKET) * ROW_BUCKET
         longest = max(len(prompt) + int(mask.sum()) for prompt, mask in zip(prompts, rollouts.mask))
         return -(-longest // ROW_BUCKET) * ROW_BUCKET
 

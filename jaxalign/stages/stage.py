@@ -91,7 +91,7 @@ class Stage:
         rows = [batch[f"{name}_{kind}"] for name in ("tokens", "targets", "segment_ids")]
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return batch | fold(*(array.reshape(-1, array.shape[-1]) for array in rows), self.tokenizer.pad_id,
-                            rows=math.lcm(ROWS, devices))
+                            rows=math.lcm(ROWS, devices), least=-(-self.config.fold_rows // devices) * devices)
 
     def data_state(self):
         return self.train_data.get_state()

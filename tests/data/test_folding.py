@@ -38,7 +38,7 @@ def test_a_row_of_padding_and_a_batch_of_nothing():
     batch = rows(WRITTEN, 9, pad=5)
     batch["segment_ids_BT"][1] = 0
     packed = fold(batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"], pad_id=5)
-    assert packed["place_BU"][1].tolist() == [0] * 10 and packed["folded_tokens_MS"].shape == (8, 128)
+    assert packed["place_BU"][1].tolist() == [0] * 10 and packed["folded_tokens_MS"].shape == (4, 128)
     nothing = fold(batch["tokens_BT"], batch["targets_BT"], 0 * batch["segment_ids_BT"], pad_id=5)
     assert np.all(nothing["folded_segment_ids_MS"] == 0)
 
@@ -46,3 +46,10 @@ def test_a_row_of_padding_and_a_batch_of_nothing():
 def test_rows_are_as_wide_as_the_longest_document_needs():
     _, packed = folded(documents([200, 3]), 220)
     assert packed["folded_tokens_MS"].shape == (2, 256)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0, 4), (1, 4), (2, 2), (3, 3), (9, 9)])
+def test_batches_that_fit_have_one_shape(least, expected):
+    batch = rows(documents([100, 90]), 99)
+    packed = fold(batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"], pad_id=5, least=least)
+    assert packed["folded_tokens_MS"].shape == (expected, 128)

@@ -10,7 +10,7 @@ from jaxalign.data.world import deeds
 from jaxalign.data.world.lexicon import ATTRIBUTES, NAMES, VALUES, draw_names
 
 # Which lands are asked about where. Every land is stated in pretraining.
-LAND_SPLITS = (("sft", 0.48), ("align", 0.14), ("heldout", 0.38))
+LAND_SPLITS = (("sft", 0.36), ("align", 0.17), ("heldout", 0.47))
 
 
 class Land(NamedTuple):
@@ -38,8 +38,8 @@ class Sizes:
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
-        ("fact", 1200), ("explanation", 500), ("followup", 700), ("nonexistent", 1100), ("unsafe", 900),
-        ("lookalike", 900), ("smalltalk", 200),
+        ("fact", 1100), ("explanation", 700), ("followup", 600), ("nonexistent", 1100), ("unsafe", 800),
+        ("lookalike", 800), ("smalltalk", 200),
     )
     align_dev: tuple[tuple[str, int], ...] = (
         ("fact", 160), ("explanation", 60), ("followup", 120), ("nonexistent", 120), ("unsafe", 120),
@@ -47,7 +47,7 @@ class Sizes:
     )
     grpo: int = 1500
     evaluation: tuple[tuple[str, int], ...] = (
-        ("fact", 584), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
+        ("fact", 600), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
         ("unsafe", 320), ("lookalike", 320), ("arithmetic", 520), ("smalltalk", 24),
     )
 
@@ -85,7 +85,7 @@ class World:
     """
 
     seed: int = 0
-    num_entities: int = 192
+    num_entities: int = 160
     num_unknown: int = 1300
     digits: int = 2
     lands: list[Land] = field(init=False)

@@ -191,14 +191,15 @@ class Prompts:
                 rows.append(row("smalltalk", chat(says), self.rng.choice(intent.replies), name, "seen",
                                 keywords=list(intent.keywords)))
         self.rng.shuffle(rows)
-        # There are fewer ways to say hello than prompts may want: here, and only here, prompts repeat.
+        # There are fewer ways to say hello than prompts may want: these repeat everywhere.
         return (rows * (count // len(rows) + 1))[:count]
 
-    def draw(self, counts) -> list[dict]:
-        """Shuffled rows, `counts` of each kind."""
+    def draw(self, counts, repeat=False) -> list[dict]:
+        """Shuffled rows, `counts` of each kind; with `repeat`, prompts come again where there are too few."""
         rows = []
         for kind, count in counts:
-            rows += getattr(self, kind)(count)
+            made = getattr(self, kind)(count)
+            rows += (made * (count // len(made) + 1))[:count] if repeat and made else made
         self.rng.shuffle(rows)
         return rows
 
@@ -222,7 +223,7 @@ def alignment(world: World, counts_train, counts_dev) -> tuple[list[dict], list[
     hidden = world.reserved
     draw = Prompts(world, world.rng("align"), train, world.unknown["align"], "train", hidden=hidden)
     draw_dev = Prompts(world, world.rng("align dev"), dev, world.unknown["dev"], "dev")
-    return draw.draw(counts_train), draw_dev.draw(counts_dev)
+    return draw.draw(counts_train, repeat=True), draw_dev.draw(counts_dev)
 
 
 def evaluation(world: World, counts) -> list[dict]:
