@@ -1,8 +1,11 @@
 """Programs that a policy wrote: right ones pass, and whatever else they try costs their own row."""
 
+import ctypes
 import json
 import os
 import pathlib
+import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -13,12 +16,22 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.rewards import REWARDS, code
-from jaxalign.rewards.code import CHILD, KERNEL, UnitTests, layers, program_of, run_tests
+from jaxalign.rewards.code import CHILD, UnitTests, layers, program_of, run_tests
 from jaxalign.rewards.run import Rewards
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX limits")
 TWO = json.dumps({"tests": ["assert f(1) == 2", "assert f(2) == 3"], "setup": ""})
-kernel = pytest.mark.skipif(bool(KERNEL - set(layers() or ())), reason="this system has no seccomp or no Landlock")
+
+
+def kernel_has_both():
+    """Asked of the system itself, not of the code that is tested."""
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
+        return False
+    landlock = ctypes.CDLL(None).syscall(ctypes.c_long(444), None, ctypes.c_long(0), ctypes.c_long(1))
+    return landlock > 0 and "\nSeccomp:" in pathlib.Path("/proc/self/status").read_text()
+
+
+kernel = pytest.mark.skipif(not kernel_has_both(), reason="this system has no seccomp or no Landlock")
 
 
 def passes(program, tests=("pass",), **options):
@@ -195,6 +208,7 @@ held = dict(
     c_read=refused(lambda: libc.open({outside!r}.encode() + b'/secret', 0)),
     write=refused(lambda: open({outside!r} + '/written', 'w')),
     remove=refused(lambda: os.remove({outside!r} + '/secret')),
+    library=refused(lambda: open(os.path.join(sys.base_prefix, 'jaxalign-written'), 'w')),
     make=refused(lambda: os.mkdir({outside!r} + '/made')), process=refused(lambda: open('/proc/self/environ')))
 open('inside', 'w').close()
 os.remove('inside')
@@ -236,6 +250,54 @@ def test_python_alone_holds_it_where_the_kernel_has_nothing(monkeypatch, tmp_pat
             assert passes(program, seconds=1) == [], name
     layers.cache_clear()
     assert (outside / "secret").read_text() == "secret" and not (outside / "touched").exists()
+
+
+LIMITS = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import code_child
+code_child.limit(2, 1 << 28)
+print([resource.getrlimit(getattr(resource, "RLIMIT_" + n)) for n in "CPU AS FSIZE NOFILE NPROC CORE".split()])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems may not let memory be limited")
+def test_limits_hold_softly_and_hard():
+    made = subprocess.run([sys.executable, "-S", "-B", "-c", LIMITS.format(folder=str(CHILD.parent))],
+                          capture_output=True, text=True)
+    expected = [2, 1 << 28, 16 << 20, 32, 0, 0]
+    assert made.stdout == f"{[(value, value) for value in expected]}\n", made.stderr
+
+
+def test_only_the_standard_library_can_be_imported():
+    assert passes("import sys", ["assert not [p for p in sys.path if 'site-packages' in p or not p]"]) == [True]
+
+
+TRAINER = """
+from jaxalign.rewards.code import run_tests
+print("started", flush=True)
+run_tests("import time; time.sleep(600)", ["pass"], seconds=60, memory=1 << 28)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a sleeper outlives a killed trainer")
+def test_a_killed_trainer_leaves_nothing_behind():
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True,
+                               env=dict(os.environ, PYTHONPATH=str(CHILD.parents[2])))
+    assert trainer.stdout.readline() == "started\n"
+    assert eventually(lambda: len(running()) == 1)
+    time.sleep(0.3)  # until it has asked the kernel
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    trainer.stdout.close()
+    assert eventually(lambda: not running())
+
+
+def eventually(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not (done := holds()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return done
 
 
 @kernel

@@ -19,22 +19,24 @@ def asked(*questions):
 
 
 def test_a_response_scores_as_the_conversation_that_it_ends():
-    model = RewardModel.load(tiny_stages.trained("reward"))
+    last = RewardModel.load(tiny_stages.trained("reward"))
+    mean = RewardModel(last.graphdef, last.params, last.tokenizer, "mean")  # reads the mask too
     conversations, responses = asked("1+1?", "2+1?", "3+1?"), ["2", "I do not know.", "no " * 40]
-    scores = model.score_responses(conversations, responses)
-    assert len(set(scores.tolist())) == 3
-    for messages, response, score in zip(conversations, responses, scores):
-        ids, mask = render([*messages, {"role": "assistant", "content": response}], model.tokenizer)
+    scores, means = (model.score_responses(conversations, responses) for model in (last, mean))
+    assert len({*scores.tolist(), *means.tolist()}) == 6
+    for messages, response, score, of_all in zip(conversations, responses, scores, means):
+        ids, mask = render([*messages, {"role": "assistant", "content": response}], last.tokenizer)
         batch = {"tokens_BT": [ids[:-1]], "targets_BT": [ids[1:]], "mask_BT": [mask[1:]],
                  "segment_ids_BT": [[1] * (len(ids) - 1)]}
         kinds = {"mask_BT": np.float32}
         batch = {name: np.asarray(rows, kinds.get(name, np.int32)) for name, rows in batch.items()}
-        np.testing.assert_allclose(model.score(batch)[0], score, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(last.score(batch)[0], score, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mean.score(batch)[0], of_all, rtol=1e-5, atol=1e-6)
     # Whoever stands beside it, and however many.
-    many = model.score_responses(conversations * ROWS, responses * ROWS)
+    many = last.score_responses(conversations * ROWS, responses * ROWS)
     np.testing.assert_allclose(many, np.tile(scores, ROWS), rtol=1e-5, atol=1e-6)
-    assert np.isfinite(model.score_responses(conversations[:1], [""])).all()
-    assert model.score_responses([], []).shape == (0,)
+    assert np.isfinite(last.score_responses(conversations[:1], [""])).all()
+    assert last.score_responses([], []).shape == (0,)
 
 
 def test_it_is_one_of_the_weighted_rewards_and_needs_no_answer():
