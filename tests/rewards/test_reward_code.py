@@ -157,7 +157,9 @@ ATTEMPTS = {
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_costs_its_row_only(name, outside, server):
+def test_an_attempt_costs_its_row_only(name, outside, server, monkeypatch, tmp_path_factory):
+    inside = tmp_path_factory.mktemp("inside")
+    monkeypatch.setattr("tempfile.tempdir", str(inside))
     program = ATTEMPTS[name].format(outside=outside, port=server.getsockname()[1])
     began = time.monotonic()
     answer = json.dumps({"tests": ["pass"]})
@@ -170,15 +172,15 @@ def test_an_attempt_costs_its_row_only(name, outside, server):
     assert os.listdir(outside) == ["secret"] and (outside / "secret").read_text() == "secret"
     with pytest.raises(TimeoutError):
         server.accept()
-    assert not running()
+    assert not running(inside) and not os.listdir(inside)
 
 
-def running():
-    """Programs that are still there, by the name of the child's script."""
+def running(folder):
+    """Processes that work below a folder."""
     found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    for path in pathlib.Path("/proc").glob("[0-9]*/cwd"):
         try:
-            found += [path] if CHILD.name.encode() in path.read_bytes() else []
+            found += [path] if os.readlink(path).startswith(str(folder)) else []
         except OSError:
             pass
     return found
@@ -276,21 +278,21 @@ def test_only_the_standard_library_can_be_imported():
 TRAINER = """
 from jaxalign.rewards.code import run_tests
 print("started", flush=True)
-run_tests("import time; time.sleep(600)", ["pass"], seconds=60, memory=1 << 28)
+run_tests("import time; time.sleep(60)", ["pass"], seconds=60, memory=1 << 28)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a sleeper outlives a killed trainer")
-def test_a_killed_trainer_leaves_nothing_behind():
+def test_a_killed_trainer_leaves_nothing_behind(tmp_path):
     trainer = subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True,
-                               env=dict(os.environ, PYTHONPATH=str(CHILD.parents[2])))
+                               env=dict(os.environ, PYTHONPATH=str(CHILD.parents[2]), TMPDIR=str(tmp_path)))
     assert trainer.stdout.readline() == "started\n"
-    assert eventually(lambda: len(running()) == 1)
+    assert eventually(lambda: len(running(tmp_path)) == 1)
     time.sleep(0.3)  # until it has asked the kernel
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     trainer.stdout.close()
-    assert eventually(lambda: not running())
+    assert eventually(lambda: not running(tmp_path))
 
 
 def eventually(holds, seconds=20):
