@@ -125,7 +125,10 @@ def _part(number, entry, table, given):
                           f"and weight={settings['weight']} finite")
     name, options = settings.pop("name"), entry
     function, label = resolve(name, table), settings.pop("label") or name
-    for key in set(options) - set(signature(function)[1]):
+    accepted = signature(function)[1]
+    for key in set(accepted) & set(SETTINGS):
+        raise ConfigError(f"{where}: {name} has an option {key!r}, which every entry has; rename it")
+    for key in set(options) - set(accepted):
         for near in difflib.get_close_matches(key, SETTINGS, n=1):
             raise ConfigError(f"{where} has no key {key!r}; did you mean {near!r}")
     if isinstance(function, type):

@@ -14,9 +14,9 @@ class MakeReasoning:
     """Not trained: writes `sft.jsonl`, `train.jsonl` and `dev.jsonl` of problems with their answers.
 
     One task of reasoning-gym, a split a seed. No question of `dev.jsonl` stands in the other two, and none twice in it;
-    the other two may share questions, as a policy may be rewarded on what it has seen. Rows hold
-    "prompt", "answer", "kind" (the task), its "options", and the problem's "metadata", which is all that the reward
-    `reasoning_gym` needs. Some tasks know no answer but verify one: there "answer" is null and `sft` must be 0.
+    the other two may share questions, as a policy may be rewarded on what it has seen. Rows hold "prompt", "answer",
+    "kind" (the task), its "options" and the problem's "metadata", all that the reward `reasoning_gym` needs. Some tasks
+    know no answer but verify one: there "answer" is null and `sft` must be 0.
     """
 
     name = "reasoning"

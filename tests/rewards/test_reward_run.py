@@ -109,6 +109,7 @@ def test_what_has_something_to_prepare_is_a_class():
     ([dict(name="both")], "of one row .* or of all .*, not both; this one asks for response, answers"),
     ([dict(name="wishful")], "wishful asks for logits .*it can give: answer, messages, prompt, response, row"),
     ([dict(name="wishes")], "wishes asks for logits .*it can give: answers, conversations, prompts, responses, rows"),
+    ([dict(name="weighs", weight=1.0)], "weighs has an option 'weight', which every entry has; rename it"),
     ([dict(name="learned", checkpoint="x")], "LearnedReward asks for load_reward_model"),
 ])
 def test_a_wrong_entry_is_an_error_before_anything_runs(entries, words):
@@ -121,8 +122,11 @@ def test_a_wrong_entry_is_an_error_before_anything_runs(entries, words):
     def wishes(responses, logits):
         raise AssertionError
 
+    def weighs(response, *, weight):
+        raise AssertionError
+
     with pytest.raises(ConfigError, match=words):
-        Rewards(entries, REWARDS | {"both": both, "wishful": wishful, "wishes": wishes})
+        Rewards(entries, REWARDS | {f.__name__: f for f in (both, wishful, wishes, weighs)})
 
 
 def test_the_same_reward_twice_under_two_labels():
