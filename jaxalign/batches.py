@@ -53,6 +53,21 @@ VOCABULARY: dict[str, str] = {
     "weight_B": "1 where the row counts, else 0, float32",
 }
 
+# What a reward judges (jaxalign/rewards/run.py): one row, or all rows of a rollout in one call.
+ROW_VOCABULARY: dict[str, str] = {
+    "prompt": "text of the last user turn",
+    "response": "text that the policy drew",
+    "answer": "what a verifier looks for, text; rows without one are passed over",
+    "messages": "the whole conversation before the response, list of {'role', 'content'}",
+    "row": "the record as it stands in its file, a dict, with `prompt`, `answer` and `messages`",
+    "prompts": "`prompt` of every row, list",
+    "responses": "`response` of every row, list",
+    "answers": "`answer` of every row, list",
+    "conversations": "`messages` of every row, list",
+    "rows": "`row` of every row, list",
+    "load_reward_model": "checkpoint → an object with score_responses(conversations, responses); to classes",
+}
+
 
 def signature(function: Callable) -> tuple[dict[str, bool], dict[str, bool]]:
     """What `function` asks for.
@@ -161,11 +176,12 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
 
 
 def _name(function) -> str:
-    return getattr(function, "__name__", repr(function))
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _explain(name) -> str:
-    return f"{name} ({VOCABULARY[name]})" if name in VOCABULARY else f"{name} (not a name of the vocabulary)"
+    meanings = VOCABULARY | ROW_VOCABULARY
+    return f"{name} ({meanings.get(name, 'not a name of the vocabulary')})"
 
 
 def _nearest(name, names) -> str:

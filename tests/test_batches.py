@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from jaxalign.batches import VOCABULARY, bind, check, resolve, signature
+from jaxalign.batches import ROW_VOCABULARY, VOCABULARY, bind, check, resolve, signature
 from jaxalign.errors import ConfigError
 
 
@@ -109,3 +109,16 @@ def test_a_module_that_fails_by_itself_shows_its_own_error(module):
 def test_vocabulary_names_carry_their_shapes():
     for name, meaning in VOCABULARY.items():
         assert name.rsplit("_", 1)[1] in {"B", "BT", "BR"} and meaning
+
+
+def test_what_rewards_ask_for_is_explained_too():
+    assert not set(ROW_VOCABULARY) & set(VOCABULARY) and all(ROW_VOCABULARY.values())
+    with pytest.raises(ConfigError, match=r"answer \(what a verifier looks for.*which this stage cannot give"):
+        check(lambda response, answer: None, {"response"}, {})
+
+    class Judge:
+        def __call__(self, logits):
+            """An instance has no name of its own."""
+
+    with pytest.raises(ConfigError, match="^Judge asks for logits"):
+        check(Judge(), {"response"}, {})

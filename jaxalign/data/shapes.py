@@ -71,6 +71,21 @@ def svamp(record, fields):
                    _number(answer), record.value)]
 
 
+def mbpp(record, fields):
+    """{"text", "test_list", "test_setup_code"}: a program to be written; the answer is its tests as JSON text.
+
+    The prompt shows the first test, for the names that it must use; the others are not told.
+    """
+    task = pick(record, fields, "text", ("text", "prompt"), str).strip()
+    tests = pick(record, fields, "tests", ("test_list",), list)
+    setup = pick(record, fields, "setup", ("test_setup_code",), str, required=False)
+    if not task or not tests or not all(isinstance(test, str) and test.strip() for test in tests):
+        raise record.bad("a task and its tests as texts", f"{task[:40]!r} and {str(tests)[:40]}")
+    prompt = f"{task}\n\nYour program must pass this test:\n\n{tests[0]}"
+    return [Prompt(record.path, record.line, [{"role": "user", "content": prompt}],
+                   json.dumps({"tests": tests, "setup": setup or ""}, ensure_ascii=False), record.value)]
+
+
 SHAPES = {
     "text": text,
     "messages": messages,
@@ -84,6 +99,7 @@ SHAPES = {
     "prompts": prompts,
     "gsm8k": gsm8k,
     "svamp": svamp,
+    "mbpp": mbpp,
 }
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from flax import nnx
 
 from jaxalign.data import encode
-from jaxalign.data.chat import TEMPLATE
+from jaxalign.data.chat import TEMPLATE, render
+from jaxalign.data.corpus import Sequences, assemble
 from jaxalign.data.rows import pairs_of
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import DataError
@@ -14,6 +15,9 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.rewards.learned import score_rows
 from jaxalign.train.checkpoint import load_params, read_reward_meta, unpack_tokenizer
+
+
+ROWS, POSITIONS = 32, 32  # responses at a time, and the step of their length: each length is compiled once
 
 
 class RewardModel:
@@ -36,6 +40,32 @@ class RewardModel:
         """Score of the one conversation in each row of a numpy batch of tokens, (B,)."""
         names = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
         return np.asarray(self._score(self.params, {name: batch[name] for name in names}))
+
+    def score_responses(self, conversations, responses):
+        """Score of each response, a text, as the next turn of its conversation, (N,).
+
+        Texts are written with this model's own tokenizer, whoever drew them. An empty response is scored too.
+        """
+        written = [self._written(*turns) for turns in zip(conversations, responses, strict=True)]
+        length = -(-max((len(ids) - 1 for ids, _ in written), default=1) // POSITIONS) * POSITIONS
+        scores = np.zeros(len(written), np.float32)
+        for first in range(0, len(written), ROWS):
+            sequences = Sequences()
+            for ids, mask in written[first:first + ROWS]:
+                sequences.add(ids, mask)
+            size = sequences.freeze().size
+            batch = assemble(sequences, sequences.start, size - 1, np.arange(len(size)), np.zeros_like(size),
+                             np.ones_like(size), ROWS, length, self.tokenizer.pad_id)
+            batch = {f"{name}_BT": array for name, array in batch.items()}
+            scores[first:first + ROWS] = self.score(batch)[:len(size)]
+        return scores
+
+    def _written(self, messages, response):
+        prompt = [{**message, "train": False} for message in messages]
+        ids, mask = render(prompt, self.tokenizer, add_generation_prompt=True)
+        # Not rendered as a turn of the conversation: there an empty one is an error.
+        drawn = [*self.tokenizer.encode(response), self.tokenizer.end_id]
+        return ids + drawn, mask + [1] * len(drawn)
 
     def _scores(self, params, batch):
         return score_rows(nnx.merge(self.graphdef, params), batch, self.pooling)

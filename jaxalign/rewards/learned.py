@@ -1,4 +1,4 @@
-"""The learned reward: one score for a document, read off a `ScalarModel`."""
+"""The learned reward: one score for a document, read off a `ScalarModel`; and that score as one of several rewards."""
 
 import jax.numpy as jnp
 
@@ -55,3 +55,22 @@ def score_and_likelihood(model, batch, pooling):
         return score_at_end(score_BU, segments_BU), logp_BT
     judged_BU = jnp.pad(batch["mask_BT"], ((0, 0), (1, 0)))
     return jnp.sum(score_BU * judged_BU, axis=1) / jnp.maximum(jnp.sum(judged_BU, axis=1), 1.0), logp_BT
+
+
+class LearnedReward:
+    """The score that a reward model gives the response.
+
+    The model reads the text, with the tokenizer it was trained with, which need not be the policy's. Its scores have a
+    scale of their own: `weight` is what makes them fit with the other rewards, and `failed` should be a bad score.
+
+    Args:
+      load_reward_model: from the stage: checkpoint → an object with `score_responses(conversations, responses)`. This
+        floor does not read checkpoints.
+      checkpoint: workdir of a reward stage, or one of its checkpoints.
+    """
+
+    def __init__(self, load_reward_model, *, checkpoint):
+        self.model = load_reward_model(checkpoint)
+
+    def __call__(self, conversations, responses):
+        return self.model.score_responses(conversations, responses)

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.batches import resolve
-from jaxalign.errors import ConfigError
+from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.experience.shaping import group_targets
 from jaxalign.rewards import REWARDS
+from jaxalign.rewards.run import Rewards
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
@@ -15,8 +15,9 @@ from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
 class GRPO(PolicyStage):
     """The policy is trained; its frozen start is the reference.
 
-    A prompt without an answer gets reward 0 for all its responses, hence no advantage: only the KL term acts on it.
-    Mixing such prompts in (`data.train` with several sources) keeps what the policy knew.
+    A prompt that is not among the `reward_kinds`, or that lacks the answer which every reward needs, gets reward 0 for
+    all its responses, hence no advantage: only the KL term acts on it. Mixing such prompts in (`data.train` with
+    several sources) keeps what the policy knew.
     """
 
     name = "grpo"
@@ -24,17 +25,14 @@ class GRPO(PolicyStage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
-        if not config.rewards:
-            raise ConfigError(f"grpo: config.rewards is empty; give at least one of {', '.join(sorted(REWARDS))}, such "
-                              'as [dict(name="numeric", weight=1.0)]')
-        self.reward_functions = [(r["name"], resolve(r["name"], REWARDS), float(r.get("weight", 1.0)))
-                                 for r in config.rewards]
+        self.reward = Rewards(config.rewards, REWARDS, {"load_reward_model": RewardModel.load})
 
     @staticmethod
     def defaults():
         return base_config(
             "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
-            rewards=[], reward_kinds=[],  # only rows of these kinds are rewarded; empty: all that have an answer
+            rewards=[],  # what an entry holds: rewards/run.py
+            reward_kinds=[],  # only rows of these kinds are rewarded; empty: all
             advantage_scale="std",
             unfinished_reward=0.0,  # stands for the reward of a response that was cut: it has not answered
             objective=dict(name="grpo", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02, kl_estimator="k3",
@@ -45,13 +43,8 @@ class GRPO(PolicyStage):
 
     def rewards(self, rows, responses):
         kinds = set(self.config.reward_kinds)
-        total, figures = np.zeros(len(rows), np.float32), {}
-        scored = np.array([row["answer"] is not None and (not kinds or row.get("kind") in kinds) for row in rows])
-        for name, function, weight in self.reward_functions:
-            values = np.array([function(row["prompt"], response, row["answer"]) if use else 0.0
-                               for row, response, use in zip(rows, responses, scored)], np.float32)
-            figures[f"reward/{name}"] = float(values[scored].mean()) if scored.any() else 0.0
-            total += weight * values
+        counts = np.array([not kinds or row.get("kind") in kinds for row in rows])
+        total, figures = self.reward(rows, responses, counts, self.warn)
         groups = total.reshape(-1, self.config.samples_per_prompt)
         figures["spread"] = float((groups.std(1) > 0).mean())
         # Said on the way down only: a run that stays there would bury its other lines.

@@ -7,13 +7,16 @@ import time
 from ml_collections import ConfigDict
 
 from jaxalign.errors import ConfigError
+from jaxalign.rewards.reasoning import create, pack
 
 
 class MakeReasoning:
-    """Not trained: writes `sft.jsonl`, `train.jsonl` and `dev.jsonl` of {"prompt", "answer", "kind"}.
+    """Not trained: writes `sft.jsonl`, `train.jsonl` and `dev.jsonl` of problems with their answers.
 
     One task of reasoning-gym, a split a seed. No question of `dev.jsonl` stands in the other two, and none twice in it;
-    the other two may share questions, as a policy may be rewarded on what it has seen.
+    the other two may share questions, as a policy may be rewarded on what it has seen. Rows hold "prompt", "answer",
+    "kind" (the task), its "options" and the problem's "metadata", all that the reward `reasoning_gym` needs. Some tasks
+    know no answer but verify one: there "answer" is null and `sft` must be 0.
     """
 
     name = "reasoning"
@@ -34,8 +37,10 @@ class MakeReasoning:
         for number, split in enumerate(("sft", "train")):
             made = problems(config.task, config.seed * 3 + number, config[split], options)
             rows[split] = [row for row in made if row["prompt"] not in held_out]
+        if any(row["answer"] is None for row in rows["sft"]):
+            raise ConfigError(f"reasoning: {config.task} has no answers to imitate, only a verifier; set sft=0")
         for split, made in rows.items():
-            if not made:
+            if not made and config[split]:
                 raise ConfigError(f"reasoning: {config.task} with {options} has too few different problems: none of "
                                   f"{config[split]} are left for {split}.jsonl; widen the options or make dev smaller")
             with open(workdir / f"{split}.jsonl", "w", encoding="utf-8") as file:
@@ -49,12 +54,8 @@ class MakeReasoning:
 
 def problems(task, seed, size, options):
     """`size` problems of one task as rows; the same arguments give the same rows."""
-    try:
-        import reasoning_gym  # here, as only this stage needs the extra
-    except ImportError as error:
-        raise ConfigError('reasoning: needs the package reasoning-gym; pip install "jaxalign[reasoning]"') from error
-    try:
-        dataset = reasoning_gym.create_dataset(task, seed=seed, size=size, **options)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"reasoning: reasoning-gym cannot make task={task!r} with {options}: {error}") from error
-    return [{"prompt": item["question"], "answer": str(item["answer"]), "kind": task} for item in dataset]
+    if not size:
+        return []
+    dataset = create(task, seed=seed, size=size, **options)
+    return [{"prompt": item["question"], "answer": None if item["answer"] is None else str(item["answer"]),
+             "kind": task, "options": options, "metadata": pack(item["metadata"])} for item in dataset]

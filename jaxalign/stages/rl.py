@@ -28,6 +28,7 @@ class PolicyStage(Stage):
     """A stage that samples from its policy, rewards what it drew, and trains on that."""
 
     kind = "prompts"
+    all_cut = False  # whether no response of the rollout before came to its end
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
@@ -70,6 +71,7 @@ class PolicyStage(Stage):
             made, figures = self._targets(state.trainable, self.frozen, put_batch(self.folded(batch), self.mesh))
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
+        self._watch_ends(rollouts.finished)
         length_B = rollouts.mask.sum(1)
         figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
         parts = minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step)))
@@ -94,6 +96,13 @@ class PolicyStage(Stage):
 
     def evaluate(self, state):
         return {}
+
+    def _watch_ends(self, finished_B):
+        # Said when it sets in only: a run that stays there would bury its other lines.
+        if not finished_B.any() and not self.all_cut:
+            self.warn(f"all {len(finished_B)} responses were cut at max_new_tokens={self.config.max_new_tokens}, so "
+                      "none has an answer that counts; raise it, or start from a policy that ends its turns")
+        self.all_cut = not finished_B.any()
 
     def _prompts(self, batch, copies):
         rows, prompts = [], []

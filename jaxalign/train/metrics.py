@@ -156,6 +156,7 @@ class MetricsWriter:
             parts += [f"ETA {_duration(left)}"] if left else []
         if row.get("truncated") is not None:
             parts.append(f"truncated {row['truncated']:.1%}")
+        parts += [f"{key} {_number(value)}" for key, value in scalars.items() if key.endswith("/failed") and value]
         return "  ".join(parts)
 
     def _show_live(self, row):

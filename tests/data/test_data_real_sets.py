@@ -38,10 +38,9 @@ SETS = {  # path → (shape, rows, bad rows)
     "verifiable/gsm8k.dev.jsonl": ("gsm8k", 473, 0),
     "verifiable/svamp.train.json": ("svamp", 700, 0),
     "verifiable/bbh/*.json": ("prompts", 2500, 0),
-    "verifiable/mbpp.train.jsonl": ("prompts", 374, 0),
+    "verifiable/mbpp.train.jsonl": ("mbpp", 374, 0),
     "safety/xstest_prompts.csv": ("prompts", 225, 0),
 }
-FIELDS = {"verifiable/mbpp.train.jsonl": {"prompt": "text", "answer": "code"}}
 MIXTURE = [
     {"path": "rasbt_instruction_data.json", "shape": "alpaca"}, {"path": "alpaca_en_demo.json", "shape": "alpaca"},
     {"path": "gpteacher_*.json", "shape": "alpaca"}, {"path": "glaive_toolcall_en_demo.json", "shape": "sharegpt"},
@@ -59,8 +58,7 @@ def tokenizer(shared_data):
 def test_a_real_set_is_read_whole(shared_data, tokenizer, name):
     shape, rows, bad = SETS[name]
     intake = Intake("skip")
-    seen = list(read_rows(check_sources({"path": shared_data / name, "shape": shape, "fields": FIELDS.get(
-        name, {})})[0], intake))
+    seen = list(read_rows(check_sources({"path": shared_data / name, "shape": shape})[0], intake))
     assert (len(seen), len(intake.report.bad)) == (rows, bad)
     for row in seen[:20]:
         if hasattr(row, "messages") and not hasattr(row, "answer"):

@@ -1,5 +1,7 @@
 """Every data shape, from a record as published to rows."""
 
+import json
+
 import pytest
 
 from jaxalign.data.intake import as_chat, as_prompt, check_sources, read_rows, texts_of
@@ -180,3 +182,16 @@ def test_literal_end_markers_are_taken_off():
     row, = rows("prompt_response", {"prompt": "q", "answer": "Hawaii###eos_token###"}, strip_end="###eos_token###")
     assert row.messages[-1]["content"] == "Hawaii"
     assert list(texts_of({"records": [{"prompt": "q", "answer": "a"}], "shape": "prompt_response"})) == ["q", "a"]
+
+
+def test_mbpp_shows_one_test_and_keeps_them_all():
+    tests = ["assert f(1) == 2", "assert f(2) == 3"]
+    record = {"text": "Add one.", "code": "def f(n): return n + 1", "test_list": tests, "test_setup_code": "x = 1"}
+    row, = rows("mbpp", record)
+    assert said(row.messages) == [("user", "Add one.\n\nYour program must pass this test:\n\nassert f(1) == 2")]
+    assert json.loads(row.answer) == {"tests": tests, "setup": "x = 1"} and row.record == record
+    row, = rows("mbpp", {key: record[key] for key in ("text", "test_list")})
+    assert json.loads(row.answer)["setup"] == ""
+    for wrong in ({"test_list": []}, {"test_list": [1]}, {"text": " "}):
+        with pytest.raises(DataError, match="a task and its tests as texts"):
+            rows("mbpp", record | wrong)

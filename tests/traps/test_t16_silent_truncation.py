@@ -6,7 +6,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from jaxalign.rewards.run import Rewards
 from jaxalign.stages.grpo import GRPO
+from jaxalign.stages.rl import PolicyStage
 from jaxalign.train.metrics import MetricsWriter
 
 
@@ -25,7 +27,7 @@ def test_t16_equal_rewards_warn_once_until_they_differ_again():
     stage, said = object.__new__(GRPO), []
     stage.config = ConfigDict(dict(reward_kinds=[], samples_per_prompt=2))
     stage.warn = said.append
-    stage.reward_functions = [("longer", lambda prompt, response, answer: float(len(response)), 1.0)]
+    stage.reward = Rewards([dict(name="longer")], {"longer": lambda response: float(len(response))})
     rows = [{"prompt": "", "answer": "1"}] * 4
     assert stage.rewards(rows, ["a", "bb", "c", "c"])[1]["spread"] == 0.5 and not said
     total, figures = stage.rewards(rows, ["a", "a", "bb", "bb"])
@@ -36,3 +38,12 @@ def test_t16_equal_rewards_warn_once_until_they_differ_again():
     stage.rewards(rows, ["a", "bb", "b", "b"])
     stage.rewards(rows, ["a", "a", "b", "b"])
     assert len(said) == 2
+
+
+def test_t16_a_rollout_without_one_end_warns_in_every_rl_stage_when_it_sets_in():
+    stage, said = object.__new__(PolicyStage), []
+    stage.config, stage.warn = ConfigDict(dict(max_new_tokens=7)), said.append
+    for finished, lines in [([0, 1], 0), ([0, 0], 1), ([0, 0], 1), ([1, 0], 1), ([0, 0], 2)]:
+        stage._watch_ends(np.array(finished, bool))
+        assert len(said) == lines
+    assert "all 2 responses were cut at max_new_tokens=7" in said[0]
