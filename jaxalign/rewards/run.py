@@ -82,6 +82,11 @@ class Rewards:
                 raise ConfigError(f"config.rewards names {label!r} {count} times; give each its own label=\"…\", under "
                                   "which its figures are logged")
 
+    @property
+    def needs_answer(self):
+        """Whether a row without an answer earns nothing from any of them."""
+        return all(part.needs_answer for part in self.parts)
+
     def __call__(self, rows, responses, counts, warn):
         """Judges a rollout.
 
