@@ -86,6 +86,12 @@ SHAPES = {
     "svamp": svamp,
 }
 
+# What `fields` of a source may rename: every name that a reader picks, and the roles of turns.
+FIELDS = ("answer", "answers", "body", "chosen", "chosen_score", "conversations", "input", "instruction", "margin",
+          "messages", "output", "passages", "preference", "prediction 1", "prediction 2", "prediction 3", "prediction 4",
+          "prompt", "question", "ranks", "rejected", "rejected_score", "response", "roles", "scores", "system", "text",
+          "tools")
+
 
 def _exchange(record, fields, prompt, answer):
     system = pick(record, fields, "system", ("system",), str, required=False)

@@ -50,7 +50,7 @@ class Stage:
         self._evaluate_step = jax.jit(self._evaluation)
         self.train_data = self._data(config.data.train, repeat=True)
         check(self.objective, self.names(), self.options)
-        self.dev_data = [dict(source) for source in config.data.dev]
+        self.dev_data = list(config.data.dev)
         self._dev = None
         if config.preview:
             self._preview()
@@ -109,7 +109,7 @@ class Stage:
                               'source such as dict(path="data.jsonl", shape="messages")')
         self.workdir.mkdir(parents=True, exist_ok=True)
         iterator = batches(
-            [dict(source) for source in sources], self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
+            list(sources), self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
             length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
             truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
             max_answers=c.get("max_answers") or None,
