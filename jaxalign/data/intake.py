@@ -42,15 +42,22 @@ class Report:
     fill: float = 0.0  # share of their positions that hold a token
     sources: list = dataclasses.field(default_factory=list)  # per source: path, shape, rows, bad, weight, tokens
 
+    @property
+    def truncated_share(self):
+        """Which part of the sequences lost something."""
+        return sum(self.truncated.values()) / max(1, self.sequences)
+
     def summary(self):
         """One line for the log."""
-        parts = [f"{self.rows} rows, {self.tokens} tokens ({self.targets} targets) in {self.batch_rows} batch rows, "
-                 f"{self.fill:.1%} full"]
+        parts = [f"{self.rows:,} rows, {self.tokens:,} tokens ({self.targets:,} targets) in {self.batch_rows:,} batch "
+                 f"rows, {self.fill:.1%} full"]
         if self.bad:
-            parts.append(f"{len(self.bad)} bad rows skipped")
+            parts.append(f"{len(self.bad):,} bad row{'s' * (len(self.bad) > 1)} skipped")
+        if self.chunked:
+            parts.append(f"{self.chunked:,} texts longer than a row, cut into pieces with nothing lost")
         if sum(self.truncated.values()):
             parts.append(f"truncated {self.truncated['right']} right, {self.truncated['left']} left "
-                         f"({self.cut_tokens} tokens cut)")
+                         f"({self.cut_tokens:,} tokens cut)")
         if self.dropped_answers:
             parts.append(f"{self.dropped_answers} answers beyond max_answers dropped")
         if self.markers:

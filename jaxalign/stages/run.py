@@ -26,6 +26,6 @@ def train_stage(stage_class, config, workdir):
     lineage = stage.meta()["lineage"]
     summary = {"name": workdir.name, "stage": stage.name, "seconds": time.monotonic() - started,
                "steps": result.steps, "tokens": result.tokens, "before": result.before, "after": result.after,
-               "checkpoint": str(workdir), "lineage": lineage}
+               "checkpoint": str(workdir), "lineage": lineage, "data": stage.reports}
     (workdir / "done.json").write_text(json.dumps(summary, indent=1))
     return summary

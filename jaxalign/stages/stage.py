@@ -39,12 +39,12 @@ class Stage:
 
     def __init__(self, config, workdir, mesh):
         self.config, self.workdir, self.mesh = config, pathlib.Path(workdir), mesh
-        self.warn = print
+        self.warn = self.say = print if jax.process_index() == 0 else _nothing
         self.parent = read_meta(config.init_from) if config.init_from else None
         self.tokenizer = self._tokenizer()
         self.model_config = self._model_config()
         self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
-        self.frozen = {}
+        self.frozen, self.reports = {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
         self.options = {k: v for k, v in config.objective.items() if k != "name"}
         self._evaluate_step = jax.jit(self._evaluation)
@@ -78,7 +78,7 @@ class Stage:
 
     def next_batches(self, state):
         """([one batch], figures to log beside the loss)."""
-        return [arrays(next(self.train_data))], {}
+        return [arrays(next(self.train_data))], {"truncated": self.train_data.report.truncated_share}
 
     def folded(self, batch):
         """The batch, its rows packed for the forward pass where that can be: `data/folding.py`.
@@ -114,6 +114,10 @@ class Stage:
             truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
             max_answers=c.get("max_answers") or None,
             process_index=jax.process_index(), process_count=jax.process_count())
+        report, split = iterator.report, "train" if repeat else "dev"
+        listed = f", listed in {self.workdir / name}" if report.bad else ""
+        self.say(f"{self.name} {split} data: {report.summary()}{listed}")
+        self.reports[split] = {"rows": report.rows, "bad": len(report.bad), "truncated": report.truncated_share}
         return iterator
 
     @classmethod
@@ -209,13 +213,16 @@ class Stage:
         return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
 
     def _preview(self):
+        if jax.process_index() > 0:
+            return
         position = self.train_data.get_state()
         batch = next(self.train_data)
         self.train_data.set_state(position)
         console = Console()
         if self.kind == "prompts":  # no target yet: the answer is drawn
             tokens_P = batch["tokens_BP"][0]
-            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console)
+            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console,
+                        note="a prompt: what counts in the loss is drawn later")
         elif self.kind == "tokens":
             preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, console,
                         targets=batch["targets_BT"][0])
@@ -227,6 +234,10 @@ class Stage:
 
 STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT")
 BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_ids_BT")
+
+
+def _nothing(*_):
+    """What processes but the first say: the same as the first."""
 
 
 def arrays(batch):

@@ -182,10 +182,27 @@ def test_the_assistant_of_a_checkpoint_talks_and_knows_its_tokenizer():
 def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys):
     stage = made(name, tmp_path, preview=True)
     shown = capsys.readouterr().out
-    assert "positions count in the loss" in shown
+    assert ("what counts in the loss is drawn later" if name == "grpo" else "positions count in the loss") in shown
     assert ("⟦" in shown) == (name != "grpo")
     # Looking at a row does not use it up.
     assert stage.train_data.get_state() == made(name, tmp_path, preview=False).train_data.get_state()
+
+
+def test_what_became_of_the_data_is_said_and_stands_in_every_line(tmp_path, capsys):
+    rows = [{"prompt": f"{a}+1?", "answer": "four " * (1 + 40 * (a % 4 == 0))} for a in range(12)]
+    path = tiny_stages.jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "x", "answer": ""}])
+    source = dict(path=str(path), shape="prompt_response")
+    data = dict(train=[source], dev=[source], on_bad_row="skip")
+    summary = train_stage(tiny_stages.config("sft", steps=2, data=data), tmp_path / "run")
+    shown = capsys.readouterr().out
+    for split, listed in (("train", "bad_rows.jsonl"), ("dev", "bad_dev_rows.jsonl")):
+        line, = (line for line in shown.splitlines() if line.startswith(f"sft {split} data: 12 rows, "))
+        assert "1 bad row skipped; truncated 3 right, 0 left" in line
+        assert line.endswith(f"listed in {tmp_path / 'run' / listed}")
+        assert json.loads((tmp_path / "run" / listed).read_text())["line"] == 13
+    assert "truncated 25.0%" in shown
+    assert [row["truncated"] for row in tiny_stages.metrics(tmp_path / "run") if "loss" in row] == [0.25, 0.25]
+    assert summary["data"]["train"] == {"rows": 12, "bad": 1, "truncated": 0.25}
 
 
 def test_grades_that_are_no_steps_are_refused(tmp_path):
