@@ -16,6 +16,9 @@ def main(argv=None) -> int:
     # Imported here, as `python -m jaxalign` with a broken install should still show its own error.
     from jaxalign.cli import commands, flags
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end a run
     debug = any(argument in ("--debug", "-debug") for argument in argv)
     try:
         if not argv or argv[0] in ("-h", "--help", "-help", "help"):

@@ -116,12 +116,13 @@ def _weights(sources, corpus, origin, report):
     else:
         weights = [float(s.get("weight", 1.0)) for s in sources]
     if min(weights) < 0 or sum(w * n for w, n in zip(weights, size)) <= 0:
-        raise ConfigError(f"source weights {[float(w) for w in weights]}; expected none below 0, and one above it that has rows")
+        raise ConfigError(f"source weights {[float(w) for w in weights]}; expected none below 0, and one above it that "
+                          "has rows")
     for entry, weight, n, source in zip(report.sources, weights, size, sources):
         entry.update(weight=weight, tokens=int(n))
         if not n and source.get("weight", source.get("share", 1)):
             raise DataError(entry["path"], None, "at least one usable row of every source of a mixture",
-                            f"none, {entry['bad']} bad ones", "drop the source, or look at its `where`, `split` and shape")
+                            f"none, {entry['bad']} bad ones", "drop it, or look at its `where`, `split` and shape")
     return weights
 
 

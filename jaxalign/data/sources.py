@@ -73,11 +73,11 @@ def keep(record, *, split=None, holdout=0.05, where=None):
 
 
 def _jsonl(path, documents):
-    for line, raw in enumerate(_lines(path), 1):
+    for line, raw in enumerate(lines(path), 1):
         if not raw.strip():
             continue
         try:
-            value = json.loads(_decode(path, line, raw.rstrip(b"\r\n")))
+            value = json.loads(decode(path, line, raw.rstrip(b"\r\n")))
             yield from _checked(path, line, value, raw)
         except DataError as error:
             yield Record(path, line, error=error)
@@ -87,7 +87,7 @@ def _jsonl(path, documents):
 
 
 def _json(path, documents):
-    text = _decode(path, None, _bytes(path))
+    text = decode(path, None, _bytes(path))
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -118,7 +118,7 @@ def _checked(path, line, value, text):
 
 def _csv(path, documents):
     csv.field_size_limit(2**31 - 1)  # whole documents may stand in a field
-    rows = csv.DictReader(io.StringIO(_decode(path, None, _bytes(path)), newline=""))
+    rows = csv.DictReader(io.StringIO(decode(path, None, _bytes(path)), newline=""))
     line = 1
     try:
         names = rows.fieldnames or []
@@ -127,8 +127,9 @@ def _csv(path, documents):
             if columns == len(names):
                 yield Record(path, line, row)
             else:
-                yield Record(path, line, error=DataError(path, line, f"{len(names)} columns as in the first line", columns,
-                                                         "quote what holds a comma, or on_bad_row='skip'"))
+                error = DataError(path, line, f"{len(names)} columns as in the first line", columns,
+                                  "quote what holds a comma, or on_bad_row='skip'")
+                yield Record(path, line, error=error)
             line = rows.line_num  # a quoted field may hold line ends
     except csv.Error as error:
         raise DataError(path, rows.line_num, "comma-separated values", str(error)) from error
@@ -161,7 +162,7 @@ def _array_record(path, documents):
 
 def _text_or_json(path, line, raw):
     try:
-        text = _decode(path, line, raw)
+        text = decode(path, line, raw)
         value = json.loads(text) if text.lstrip()[:1] == "{" else {"text": text}
         yield from _checked(path, line, value, raw)
     except DataError as error:
@@ -173,29 +174,29 @@ def _text_or_json(path, line, raw):
 def _text(path, documents):
     if documents == "file":
         try:
-            yield Record(path, 1, {"text": _decode(path, None, _bytes(path))})
+            yield Record(path, 1, {"text": decode(path, None, _bytes(path))})
         except DataError as error:
             yield Record(path, None, error=error)
         return
     if documents not in ("line", "paragraph"):
         raise ConfigError(f"documents={documents!r}; expected 'file', 'line' or 'paragraph'")
-    start, lines = 1, []
-    for line, raw in enumerate(_lines(path), 1):
+    start, held = 1, []
+    for line, raw in enumerate(lines(path), 1):
         try:
-            text = _decode(path, line, raw)
+            text = decode(path, line, raw)
         except DataError as error:
             yield Record(path, line, error=error)
             continue
         if text.strip() and documents == "paragraph":
-            start = start if lines else line
-            lines.append(text)
+            start = start if held else line
+            held.append(text)
         elif text.strip():
             yield Record(path, line, {"text": text.rstrip("\r\n")})
-        elif lines:
-            yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
-            lines = []
-    if lines:
-        yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
+        elif held:
+            yield Record(path, start, {"text": "".join(held).rstrip("\r\n")})
+            held = []
+    if held:
+        yield Record(path, start, {"text": "".join(held).rstrip("\r\n")})
 
 
 FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "array_record": _array_record,
@@ -271,7 +272,8 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-def _lines(path):
+def lines(path):
+    """Yields the raw lines of a file, decompressed as its ending says. Raises DataError where it cannot be read."""
     try:
         with _open(path) as file:
             yield from file
@@ -284,10 +286,11 @@ def _zstd_errors(path):
 
 
 def _bytes(path):
-    return b"".join(_lines(path))
+    return b"".join(lines(path))
 
 
-def _decode(path, line, raw):
+def decode(path, line, raw):
+    """Bytes as UTF-8 text; DataError with the line, counted here where it is None, for any others."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
