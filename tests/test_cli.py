@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 def get_config():
     data = {"train": [{"path": "a", "shape": "text"}]}
-    return ConfigDict({"steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
+    return ConfigDict({"stage": "sft", "steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
 """
+DONE = {"stage": "sft", "steps": 10, "seconds": 61.4, "checkpoint": "runs/x", "after": {"vocab_size": 512}}
 
 
 @pytest.fixture
@@ -53,15 +54,16 @@ def wrong(capsys, *argv):
     return err
 
 
-def test_train_gets_the_config_with_its_overrides(config, fake):
+def test_train_gets_the_config_with_its_overrides(config, fake, capsys):
     seen = []
-    fake("stages", train_stage=lambda *arguments: seen.append(arguments))
+    fake("stages", train_stage=lambda *arguments: seen.append(arguments) or DONE)
     code = main(
         ["train", "--config", str(config), "--workdir=runs/x", "--config.optimizer.peak_lr=1e-4",
          "--config.data.train[0].path=b.jsonl"]
     )  # fmt: skip
     ((got, workdir),) = seen
     assert code == 0 and workdir == "runs/x" and got.steps == 10 and got.is_locked
+    assert capsys.readouterr().out == "sft: done, 10 steps, 61 s; wrote runs/x\n"
     assert got.optimizer.peak_lr == 1e-4 and got.data.train[0]["path"] == "b.jsonl"
 
 
@@ -75,15 +77,16 @@ def test_pipeline_and_report_get_their_folder(config, fake, tmp_path, capsys):
 
 
 def test_a_tokenizer_is_a_stage_that_says_what_it_wrote(config, fake, capsys):
-    done = {"checkpoint": "w/tokenizer.model", "after": {"vocab_size": 512}}
-    fake("stages", train_stage=lambda config, workdir: done)
-    assert main(["tokenizer", f"--config={config}", "--workdir=w"]) == 0
-    assert capsys.readouterr().out == "wrote w/tokenizer.model: 512 pieces\n"
+    fake("stages", train_stage=lambda config, workdir: DONE)
+    assert main(["tokenizer", f"--config={config}", "--workdir=w", "--config.stage=tokenizer"]) == 0
+    assert capsys.readouterr().out == "wrote runs/x: 512 pieces\n"
+    assert "the config's stage is 'sft'; run it with jaxalign train" in wrong(
+        capsys, "tokenizer", f"--config={config}", "--workdir=w")
 
 
 def test_functions_beside_the_config_can_be_imported(config, fake):
     (config.parent / "own_objective_for_cli.py").write_text("x = 3")
-    fake("stages", train_stage=lambda *_: __import__("own_objective_for_cli"))
+    fake("stages", train_stage=lambda *_: __import__("own_objective_for_cli") and DONE)
     assert main(["train", f"--config={config}", "--workdir=w"]) == 0
 
 

@@ -37,7 +37,8 @@ def main(argv=None) -> int:
         values, config, sources = flags.parse(command, argv[1:])
         return command.run(values, config, sources) or 0
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from the last checkpoint (checkpoint_every=0 saves at a stage's end "
+              "only)", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain again when it flushes at exit.

@@ -12,7 +12,9 @@ from jaxalign.errors import CheckpointError, ConfigError
 def train(values, config, _):
     from jaxalign import stages
 
-    stages.train_stage(config, values.workdir)
+    done = stages.train_stage(config, values.workdir)
+    steps = f"{done['steps']} steps, " if done["steps"] else ""
+    print(f"{done['stage']}: done, {steps}{done['seconds']:.0f} s; wrote {done['checkpoint']}")
 
 
 def pipeline(values, config, _):
@@ -25,6 +27,9 @@ def pipeline(values, config, _):
 def tokenizer(values, config, _):
     from jaxalign import stages
 
+    if config.get("stage") != "tokenizer":
+        raise ConfigError(f"jaxalign tokenizer trains tokenizers, the config's stage is {config.get('stage')!r}; run it "
+                          "with jaxalign train")
     done = stages.train_stage(config, values.workdir)
     print(f"wrote {done['checkpoint']}: {done['after']['vocab_size']} pieces")
 

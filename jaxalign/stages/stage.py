@@ -23,6 +23,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 from jaxalign.sharding import put_batch, shardings
+from jaxalign.stages.defaults import MODEL
 from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
 
@@ -209,7 +210,16 @@ class Stage:
     def _model_config(self):
         runtime = {name: self.config.model[name] for name in RUNTIME}
         if self.parent:
-            return ModelConfig(**(self.parent[1]["model"] | runtime))
+            found = self.parent[1]["model"]
+            if self.tokenizer.vocab_size > found["vocab_size"]:
+                raise CheckpointError(f"config.tokenizer={self.config.tokenizer} has {self.tokenizer.vocab_size} pieces, "
+                                      f"the model of {self.config.init_from} embeds {found['vocab_size']}; use a "
+                                      "tokenizer that is no larger")
+            for name, value in self.config.model.items():
+                if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):
+                    self.warn(f"{self.name}: config.model.{name}={value!r} is not used; the model of "
+                              f"{self.config.init_from} has {found[name]!r}")
+            return ModelConfig(**(found | runtime))
         return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
 
     def _preview(self):

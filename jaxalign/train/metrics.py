@@ -52,6 +52,7 @@ class MetricsWriter:
         self._seconds_between_lines = seconds_between_lines
         self._start = self._last_write = time.monotonic()
         self._last_line = -math.inf
+        self._first_write = None  # (time, step): compiling is done by then
         self._events = None
         self._progress = self._task = None
         self._warned: set[str] = set()
@@ -80,6 +81,7 @@ class MetricsWriter:
             row["tokens"] = self._tokens
             row["tokens_per_second"] = round(int(tokens) / max(now - self._last_write, 1e-9), 1)
             self._last_write = now
+            self._first_write = self._first_write or (now, int(step))
         values = {key: float(value) for key, value in scalars.items()}
         for key, value in values.items():
             row[key] = value if math.isfinite(value) else None
@@ -92,6 +94,10 @@ class MetricsWriter:
                 self._warned.add(key)
                 self.warn(f"step {step}: {key} is {value}; written as null from here on without another warning")
         self._watch_truncation(step, values)
+
+    def say(self, message: str) -> None:
+        """A line above the progress line."""
+        self._print(f"{self.name}  {message}")
 
     def warn(self, message: str) -> None:
         """A line that cannot be overlooked, above the progress line, on the same output."""
@@ -179,10 +185,14 @@ class MetricsWriter:
         self._progress.update(self._task, completed=row["step"], figures=figures)
 
     def _seconds_left(self, step):
-        done = step - self._resume_step
+        # The first line's time is mostly compiling, which happens once: the others are judged by what came after it.
+        since, first = self._first_write
+        if step == first:
+            since, first = self._start, self._resume_step
+        done = step - first
         if done <= 0 or step >= self.total_steps:
             return None
-        return (time.monotonic() - self._start) / done * (self.total_steps - step)
+        return (time.monotonic() - since) / done * (self.total_steps - step)
 
     def _print(self, text):
         # soft_wrap: a piped line stays one line whatever the width.

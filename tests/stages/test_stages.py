@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tiny_stages
 
+from jaxalign.data.tokenizer import train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.objectives.reduce import reduce
+from jaxalign.pipeline import pipeline_config, run_pipeline
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
 from jaxalign.stages.candidates import most_different
@@ -186,6 +188,52 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
     assert ("⟦" in shown) == (name != "grpo")
     # Looking at a row does not use it up.
     assert stage.train_data.get_state() == made(name, tmp_path, preview=False).train_data.get_state()
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    (dict(microbatches=0), "microbatches=0: expected 1 or more"), (dict(log_every=0), "log_every=0: expected 1 or more"),
+    (dict(keep=0), "keep=0: expected 1 or more"), (dict(steps=-3), "steps=-3: expected 0 or more"),
+    (dict(model=dict(num_layers=0)), "model.num_layers=0: expected 1 or more"),
+    (dict(optimizer=dict(peak_lr=-1.0)), "optimizer.peak_lr=-1.0: expected 0 or more"),
+    (dict(optimizer=dict(name="adam")), "optimizer.name='adam' must be one of"),
+    (dict(optimizer=dict(schedule="cosin")), "optimizer.schedule='cosin' must be one of"),
+    (dict(data=dict(train=["x.jsonl"])), "a data source is a dict such as .* got str 'x.jsonl'"),
+])
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, changes, expected):
+    with pytest.raises(ConfigError, match=expected):
+        train_stage(tiny_stages.config("sft", **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_config_of_the_other_kind_names_the_other_command(tmp_path):
+    chain = pipeline_config(sft=tiny_stages.config("sft"))
+    with pytest.raises(ConfigError, match="a pipeline's, a chain of stages; run it with jaxalign pipeline"):
+        train_stage(chain, tmp_path)
+    with pytest.raises(ConfigError, match=r"of one stage \(sft\).* run it with jaxalign train"):
+        run_pipeline(tiny_stages.config("sft"), tmp_path)
+
+
+def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
+    for rate in (1e-2, 1e-2, 2e-2):
+        train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert shown.count("found a checkpoint: nothing is left to do") == 2
+    assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
+
+
+def test_a_model_shape_that_init_from_overrules_is_said(tmp_path, capsys):
+    made("sft", tmp_path, model=dict(width=512, num_layers=4, dtype="bfloat16"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "is not used" in line]
+    assert len(said) == 1 and said[0].startswith("sft: config.model.width=512 is not used; the model of ")
+    assert said[0].endswith(" has 16")
+
+
+def test_a_tokenizer_larger_than_the_models_embedding_is_refused(tmp_path):
+    texts = [f"{word} {word[::-1]} number {n}" for n, word in enumerate(["stone", "river", "mountain", "forest"] * 40)]
+    large = train_tokenizer(texts, tmp_path / "large.model", vocab_size=400, model_type="bpe")
+    assert large.vocab_size > 320
+    with pytest.raises(CheckpointError, match="has [0-9]+ pieces, the model of .* embeds 320; use a tokenizer"):
+        made("sft", tmp_path, tokenizer=str(tmp_path / "large.model"), allow_other_tokenizer=True)
 
 
 def test_what_became_of_the_data_is_said_and_stands_in_every_line(tmp_path, capsys):

@@ -165,3 +165,17 @@ def test_closing_twice_and_after_an_error(tmp_path):
         raise ZeroDivisionError
     metrics.close()
     assert len(rows(tmp_path)) == 1
+
+
+def test_the_time_left_leaves_the_compiling_out(tmp_path, monkeypatch):
+    clock, console = [0.0], plain()
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with MetricsWriter(tmp_path, name="sft", total_steps=100, resume_step=10, seconds_between_lines=0,
+                       console=console) as metrics:
+        metrics.say("10/100  found a checkpoint: goes on from step 10")
+        for step, seconds in ((20, 60), (30, 61), (50, 63)):  # a minute of compiling, then ten steps a second
+            clock[0] = seconds
+            metrics.write(step, {"loss": 1.0}, tokens=1)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "sft  10/100  found a checkpoint: goes on from step 10"
+    assert re.findall(r"ETA (.*)", console.file.getvalue()) == ["8 min 00 s", "7 s", "5 s"]
