@@ -1,5 +1,6 @@
 """The command line: its flags reach one function; a user's mistake is one message and exit code 2."""
 
+import errno
 import gzip
 import io
 import json
@@ -142,6 +143,25 @@ def test_a_missing_file_and_ctrl_c_are_no_tracebacks(config, fake, capsys):
     fake("stages", train_stage=interrupt)
     assert main(train) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message(config, fake, capsys):
+    def orbax(*_):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("the save failed")
+
+    def tensorstore(*_):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing local file "x": No space left on device')
+
+    def python(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x/metrics.jsonl")
+
+    for fail in (orbax, tensorstore, python):
+        fake("stages", train_stage=fail)
+        assert "the disk is full; free some space and give the same command again" in wrong(
+            capsys, "train", f"--config={config}", "--workdir=w")
 
 
 def test_a_fault_of_ours_is_not_hidden(config, fake):

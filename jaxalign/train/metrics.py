@@ -4,6 +4,7 @@ with MetricsWriter(workdir, name="sft", total_steps=1000, resume_step=start) as 
     metrics.write(step, {"loss": loss, "truncated": share}, tokens=batch_tokens)
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from jaxalign.errors import DataError
+from jaxalign.train.events import EventFile
 
 TRUNCATED_WARNING = 0.9  # from this share of cut rows on, a run hardly learns from whole answers
 
@@ -108,13 +110,11 @@ class MetricsWriter:
         """Shows the last figures and closes the files. Calling it twice is fine."""
         if self._file.closed:
             return
-        if self._unshown is not None:
-            self._print(self._unshown)
-        if self._progress is not None:
-            self._progress.stop()
-        if self._events is not None:
-            self._events.close()
-        self._file.close()
+        with self._file, contextlib.closing(self._events) if self._events else contextlib.nullcontext():
+            if self._unshown is not None:
+                self._print(self._unshown)
+            if self._progress is not None:
+                self._progress.stop()
 
     def _watch_truncation(self, step, values):
         share = values.get("truncated")
@@ -127,15 +127,11 @@ class MetricsWriter:
 
     def _write_events(self, row):
         if self._events is None:
-            # Imported late: it takes a quarter of a second, which `--help` and the tests need not pay.
-            from tensorboardX import SummaryWriter
-
             # TensorBoard then hides what an earlier run wrote from this step on.
             purge_step = self._resume_step + 1 if self._resume_step else 0
-            self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step)
-        for key, value in row.items():
-            if key not in ("step", "time") and value is not None:
-                self._events.add_scalar(key, value, row["step"], row["time"])
+            self._events = EventFile(self.workdir / "tensorboard", purge_step)
+        scalars = {key: value for key, value in row.items() if key not in ("step", "time") and value is not None}
+        self._events.write(row["step"], row["time"], scalars)
 
     def _show(self, row):
         if self._console.is_terminal:
