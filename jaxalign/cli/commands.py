@@ -44,6 +44,8 @@ def evaluate(values, _, sources):
     need_checkpoint(values.checkpoint)
     from jaxalign.evaluate import evaluate_checkpoint
 
+    if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json={values.json}: no such folder to write to")
     options = {name: values[name].value for name in EVALUATE_OPTIONS if values[name].value is not None}
     result = evaluate_checkpoint(values.checkpoint, sources, options)
     if values.json:
@@ -82,6 +84,9 @@ def _print_table(result):
             f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
         )  # fmt: skip
     Console().print(table)
+    for source, figures in result.items():
+        if first := figures.get("rows_skipped", {}).get("first"):
+            print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
 
 
 def _leaves(result, at=""):
