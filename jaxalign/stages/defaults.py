@@ -31,7 +31,7 @@ def base_config(stage, **changes) -> ConfigDict:
         length=128,
         microbatches=1,
         fold=True,  # whether what has a document a row (rankings, pairs, responses) is packed for the forward pass
-        logits_chunk=0,  # positions whose logits exist at once; 0: all
+        logits_chunk=0,  # positions a row whose logits exist at once; 0: as many as `stage.LOGITS` allows
         log_every=10,
         eval_every=0,  # 0: only before and after
         eval_batches=8,

@@ -28,6 +28,7 @@ from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
 
 RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
+LOGITS = 2**24  # numbers: logits beyond these are never there at once, unless config.logits_chunk says otherwise
 
 
 class Stage:
@@ -144,8 +145,8 @@ class Stage:
         names = ("tokens", "positions", "segment_ids", "targets")
         *inputs, targets = (batch[f"folded_{name}_MS" if folded else f"{name}_BT"] for name in names)
         hidden = model(*inputs)
-        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature,
-                                      chunk=self.config.logits_chunk or hidden.shape[1])
+        chunk = self.config.logits_chunk or chunk_of(hidden.shape[0], self.model_config.vocab_size)
+        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature, chunk=chunk)
         return unfold(statistics, batch["place_BU"][:, :-1]) if folded else statistics
 
     def loss_fn(self, trainable, frozen, batch, key):
@@ -248,6 +249,11 @@ BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_id
 
 def _nothing(*_):
     """What processes but the first say: the same as the first."""
+
+
+def chunk_of(rows, vocab_size):
+    """How many positions of every row may have their logits at once."""
+    return max(1, LOGITS // (rows * vocab_size))
 
 
 def arrays(batch):

@@ -1,5 +1,6 @@
 """What a stage takes over, what it refuses, and a loss of one's own."""
 
+import dataclasses
 import json
 import sys
 
@@ -10,13 +11,17 @@ import tiny_stages
 
 from jaxalign.data.tokenizer import train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
-from jaxalign.models.transformer import ModelConfig
+from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.reduce import reduce
 from jaxalign.pipeline import pipeline_config, run_pipeline
 from jaxalign.sharding import make_mesh
+from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
 from jaxalign.stages.candidates import most_different
 from jaxalign.train.checkpoint import load_params, read_meta
+from jaxalign.train.optimizer import make_optimizer
+from jaxalign.train.state import create_state
+from jaxalign.train.step import make_train_step
 
 OBJECTIVE = '''
 import jax.numpy as jnp
@@ -234,6 +239,25 @@ def test_a_tokenizer_larger_than_the_models_embedding_is_refused(tmp_path):
     assert large.vocab_size > 320
     with pytest.raises(CheckpointError, match="has [0-9]+ pieces, the model of .* embeds 320; use a tokenizer"):
         made("sft", tmp_path, tokenizer=str(tmp_path / "large.model"), allow_other_tokenizer=True)
+
+
+def test_the_logits_of_a_batch_are_never_there_at_once(tmp_path, monkeypatch):
+    """Of the step that a config compiles, without a word about chunks in it."""
+    B, T, V = 8, 32, 4096
+    monkeypatch.setattr(stage_module, "LOGITS", B * 4 * V)
+
+    def temporary(**changes):
+        stage = made("pretrain", tmp_path, batch_size=B, length=T, **changes)
+        # As many pieces as a real tokenizer has; this one knows 320.
+        stage.model_config = dataclasses.replace(stage.model_config, vocab_size=V)
+        stage.graphdef, stage.abstract = stage_module.split_abstract(Transformer, stage.model_config)
+        optimizer, schedule = make_optimizer(stage.config.optimizer, 4)
+        state = create_state(stage.init, optimizer, jax.random.key(0), stage.mesh)
+        step = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule), donate_argnums=0)
+        compiled = step.lower(state, stage.frozen, stage.next_batches(state)[0][0]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary() < B * T * V * 4 < temporary(logits_chunk=T)
 
 
 def test_what_became_of_the_data_is_said_and_stands_in_every_line(tmp_path, capsys):
