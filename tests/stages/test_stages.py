@@ -260,6 +260,21 @@ def test_the_logits_of_a_batch_are_never_there_at_once(tmp_path, monkeypatch):
     assert temporary() < B * T * V * 4 < temporary(logits_chunk=T)
 
 
+@pytest.mark.parametrize("unfinished", [0.0, -0.5])
+def test_a_response_that_was_cut_earns_what_the_config_says(tmp_path, unfinished):
+    stage = made("grpo", tmp_path, unfinished_reward=unfinished, samples_per_prompt=2, advantage_scale="none")
+    policy = jax.jit(stage.init)(jax.random.key(0))["policy"]
+    B, T = 4, 8
+    batch = {f"{name}_BT": np.ones((B, T), np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
+    batch |= {"mask_BT": np.ones((B, T), np.float32), "sampler_logp_BT": np.zeros((B, T), np.float32),
+              "reward_B": np.array([1.0, 1.0, 0.0, 1.0], np.float32),
+              "finished_B": np.array([1, 0, 1, 1], np.float32)}  # the second had said the right thing, and then went on
+    made_of, _ = stage.targets({"policy": policy}, {"reference": policy}, batch)
+    np.testing.assert_allclose(made_of["reward_B"], [1.0, unfinished, 0.0, 1.0])
+    half = (1.0 - unfinished) / 2
+    np.testing.assert_allclose(made_of["advantage_BT"][:, 0], [half, -half, -0.5, 0.5], rtol=1e-6)
+
+
 def test_what_became_of_the_data_is_said_and_stands_in_every_line(tmp_path, capsys):
     rows = [{"prompt": f"{a}+1?", "answer": "four " * (1 + 40 * (a % 4 == 0))} for a in range(12)]
     path = tiny_stages.jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "x", "answer": ""}])
