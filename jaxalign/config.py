@@ -114,6 +114,33 @@ def check(config: Mapping, defaults: Mapping, free: Sequence[str] = ("objective"
             raise ConfigError(_wrong_type(path, expected, value))
 
 
+def check_least(config: Mapping, least: Mapping) -> None:
+    """Raises ConfigError for a number below the least it may be; NaN is below all. Keys the config lacks are no matter.
+
+    Args:
+      config: anything with groups.
+      least: {"optimizer.warmup_steps": 0, "batch_size": 1, …}.
+    """
+    for path, bound in least.items():
+        value = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, GROUPS) else None
+        if value is not None and not value >= bound:
+            raise ConfigError(f"config key {path}={value}: expected {bound} or more")
+
+
+def differences(old: Mapping, new: Mapping, at: str = ""):
+    """Yields a line for every key that is new, gone or has another value: "optimizer.peak_lr: 0.001 → 0.0003"."""
+    for key in [*old, *(k for k in new if k not in old)]:
+        here = f"{at}{key}"
+        if key not in old or key not in new:
+            yield f"{here} is {'new' if key not in old else 'gone'}"
+        elif isinstance(old[key], GROUPS) and isinstance(new[key], GROUPS):
+            yield from differences(old[key], new[key], f"{here}.")
+        elif old[key] != new[key]:
+            yield f"{here}: {old[key]!r} → {new[key]!r}"
+
+
 def to_json(config: Mapping) -> str:
     """A config as JSON that `from_json` turns back into an equal one: tuples stay tuples, typed Nones keep their type.
 

@@ -1,6 +1,11 @@
 """The errors a user can cause, each naming the thing, what was expected, what came, and the cure."""
 
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class JaxalignError(ValueError):
     """Base of every error caused by input: a config, a file, a checkpoint, a function given by name."""
 
@@ -20,3 +25,13 @@ class DataError(JaxalignError):
 
 class CheckpointError(JaxalignError):
     """A checkpoint that cannot be read or handed to this stage."""
+
+
+def disk_is_full(error) -> bool:
+    """Whether an exception, or one that led to it, says that a disk has no room: Orbax says so in words only."""
+    while error is not None:
+        words = str(error)
+        if getattr(error, "errno", None) in FULL or "No space left on device" in words or "Disk quota exceeded" in words:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

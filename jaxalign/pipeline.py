@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.report import write_report
-from jaxalign.stages import STAGES, train_stage
+from jaxalign.stages import STAGES, check_config, train_stage
 
 PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
@@ -64,6 +64,10 @@ def run_pipeline(config, workdir):
 
 
 def _plan(config, workdir):
+    if "chain" not in config or "stages" not in config:
+        kind = f"of one stage ({config.stage})" if "stage" in config else "no pipeline's"
+        raise ConfigError(f"the config is {kind}: it has no `chain` of `stages`; run it with jaxalign train, or make a "
+                          "pipeline with jaxalign.pipeline.pipeline_config")
     plan = []
     for name in config.chain:
         if name not in config.stages:
@@ -71,7 +75,7 @@ def _plan(config, workdir):
         stage = ConfigDict(config.stages[name])
         if stage.get("stage") not in STAGES:
             raise ConfigError(f"stages.{name}.stage={stage.get('stage')!r} must be one of {', '.join(STAGES)}")
-        configs.check(stage, STAGES[stage.stage].defaults())
+        check_config(stage)
         parents = []
         resolved = ConfigDict(_resolve(stage.to_dict(), workdir, [step[0] for step in plan], name, parents))
         resolved.seed = int(resolved.get("seed", 0)) + int(config.seed)
@@ -103,22 +107,10 @@ def _finished(folder, name, config):
     before, now = saved.read_text(), configs.to_json(config)
     if before != now and (done.exists() or (folder / "checkpoints").exists()):
         old, new = configs.from_json(before), configs.from_json(now)
-        raise ConfigError(f"{folder} was made with another config ({_difference(old, new)}); choose another workdir, or "
-                          f"delete {folder} and those after it to make them again")
+        changed = next(configs.differences(old, new), "other keys")
+        raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete {folder} "
+                          "and those after it to make them again")
     return json.loads(done.read_text()) if done.exists() else None
-
-
-def _difference(old, new, at=""):
-    for key in [*old, *(k for k in new if k not in old)]:
-        here = f"{at}{key}"
-        if key not in old or key not in new:
-            return f"{here} is {'new' if key not in old else 'gone'}"
-        if isinstance(old[key], ConfigDict) and isinstance(new[key], ConfigDict):
-            if found := _difference(old[key], new[key], f"{here}."):
-                return found
-        elif old[key] != new[key]:
-            return f"{here}: {old[key]!r} → {new[key]!r}"
-    return ""
 
 
 def _report(config, plan, summaries, claims):

@@ -1,7 +1,10 @@
 """The command line: its flags reach one function; a user's mistake is one message and exit code 2."""
 
+import errno
+import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,8 +21,9 @@ from ml_collections import ConfigDict
 
 def get_config():
     data = {"train": [{"path": "a", "shape": "text"}]}
-    return ConfigDict({"steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
+    return ConfigDict({"stage": "sft", "steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
 """
+DONE = {"stage": "sft", "steps": 10, "seconds": 61.4, "checkpoint": "runs/x", "after": {"vocab_size": 512}}
 
 
 @pytest.fixture
@@ -51,15 +55,16 @@ def wrong(capsys, *argv):
     return err
 
 
-def test_train_gets_the_config_with_its_overrides(config, fake):
+def test_train_gets_the_config_with_its_overrides(config, fake, capsys):
     seen = []
-    fake("stages", train_stage=lambda *arguments: seen.append(arguments))
+    fake("stages", train_stage=lambda *arguments: seen.append(arguments) or DONE)
     code = main(
         ["train", "--config", str(config), "--workdir=runs/x", "--config.optimizer.peak_lr=1e-4",
          "--config.data.train[0].path=b.jsonl"]
     )  # fmt: skip
     ((got, workdir),) = seen
     assert code == 0 and workdir == "runs/x" and got.steps == 10 and got.is_locked
+    assert capsys.readouterr().out == "sft: done, 10 steps, 61 s; wrote runs/x\n"
     assert got.optimizer.peak_lr == 1e-4 and got.data.train[0]["path"] == "b.jsonl"
 
 
@@ -73,15 +78,16 @@ def test_pipeline_and_report_get_their_folder(config, fake, tmp_path, capsys):
 
 
 def test_a_tokenizer_is_a_stage_that_says_what_it_wrote(config, fake, capsys):
-    done = {"checkpoint": "w/tokenizer.model", "after": {"vocab_size": 512}}
-    fake("stages", train_stage=lambda config, workdir: done)
-    assert main(["tokenizer", f"--config={config}", "--workdir=w"]) == 0
-    assert capsys.readouterr().out == "wrote w/tokenizer.model: 512 pieces\n"
+    fake("stages", train_stage=lambda config, workdir: DONE)
+    assert main(["tokenizer", f"--config={config}", "--workdir=w", "--config.stage=tokenizer"]) == 0
+    assert capsys.readouterr().out == "wrote runs/x: 512 pieces\n"
+    assert "the config's stage is 'sft'; run it with jaxalign train" in wrong(
+        capsys, "tokenizer", f"--config={config}", "--workdir=w")
 
 
 def test_functions_beside_the_config_can_be_imported(config, fake):
     (config.parent / "own_objective_for_cli.py").write_text("x = 3")
-    fake("stages", train_stage=lambda *_: __import__("own_objective_for_cli"))
+    fake("stages", train_stage=lambda *_: __import__("own_objective_for_cli") and DONE)
     assert main(["train", f"--config={config}", "--workdir=w"]) == 0
 
 
@@ -106,6 +112,13 @@ def test_mistakes_name_the_nearest_right_name(config, capsys, tmp_path):
     assert "PATH:SHAPE" in wrong(capsys, "evaluate", f"--checkpoint={tmp_path}")
     assert "give one of them" in wrong(capsys, "sample", f"--checkpoint={tmp_path}", "--prompt=a", "--prompts_file=b")
     assert "no such file" in wrong(capsys, "sample", f"--checkpoint={tmp_path}", "--prompts_file=none.txt")
+    assert "--max_new_tokens: expected 1 or more, got 0" in wrong(capsys, "sample", "--checkpoint=c", "--max-new-tokens=0")
+    assert "--temperature: expected 0 or more, got nan" in wrong(capsys, "sample", "--checkpoint=c", "--temperature=nan")
+    assert "--top_p: expected 0 to 1, got 1.5" in wrong(capsys, "sample", "--checkpoint=c", "--top_p=1.5")
+    assert "--batch_size: expected 1 or more, got 0" in wrong(capsys, "sample", "--checkpoint=c", "--batch_size=0")
+    assert "--limit: expected 1 or more, got -1" in wrong(capsys, "evaluate", "--checkpoint=c", "x:text", "--limit=-1")
+    assert "--prompt: expected UTF-8 text, got '\\udcff' at character 2" in wrong(
+        capsys, "sample", "--checkpoint=c", "--prompt=a\udcff")
 
 
 def test_errors_of_the_package_are_one_message_and_debug_shows_where(config, fake, capsys):
@@ -130,6 +143,25 @@ def test_a_missing_file_and_ctrl_c_are_no_tracebacks(config, fake, capsys):
     fake("stages", train_stage=interrupt)
     assert main(train) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message(config, fake, capsys):
+    def orbax(*_):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("the save failed")
+
+    def tensorstore(*_):
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing local file "x": No space left on device')
+
+    def python(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x/metrics.jsonl")
+
+    for fail in (orbax, tensorstore, python):
+        fake("stages", train_stage=fail)
+        assert "the disk is full; free some space and give the same command again" in wrong(
+            capsys, "train", f"--config={config}", "--workdir=w")
 
 
 def test_a_fault_of_ours_is_not_hidden(config, fake):
@@ -223,10 +255,21 @@ def test_sample_a_file_of_prompts_in_batches(sample, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ['{"prompt": 3}', '{"promt": "x"}', '{"prompt": "x"', "[]", '{"messages": []}'])
+def test_a_file_of_prompts_may_be_compressed_and_hold_any_character(sample, tmp_path):
+    rows = [{"prompt": "one\u2028line"}, {"prompt": "two"}]
+    packed = gzip.compress("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    (tmp_path / "prompts.jsonl.gz").write_bytes(packed)
+    out, seen = sample(f"--prompts_file={tmp_path / 'prompts.jsonl.gz'}")
+    assert [messages[0]["content"] for messages in seen[0][0]] == ["one\u2028line", "two"]
+
+
+@pytest.mark.parametrize("line", [
+    '{"prompt": 3}', '{"promt": "x"}', '{"prompt": "x"', "[]", '{"messages": []}', '{"messages": [3]}', "\udcff",
+    '{"messages": [{"role": "boss", "content": "x"}]}', '{"messages": [{"role": "user", "content": 3}]}',
+])  # fmt: skip
 def test_a_broken_prompts_file_names_its_line(sample, tmp_path, capsys, line):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a"}\n' + line)
+    file.write_bytes(b'{"prompt": "a"}\n' + line.encode(errors="surrogateescape"))
     assert f"{file}:2: expected" in wrong(capsys, "sample", f"--checkpoint={tmp_path}", f"--prompts_file={file}")
 
 
@@ -241,6 +284,23 @@ def test_a_chat_keeps_its_turns_until_reset(sample):
 def test_a_stopped_or_failed_answer_takes_its_turn_back(sample, failure):
     out, _ = sample(stdin="one\ntwo\n", assistant=Assistant(failure))
     assert "the turn is taken back" in out and "1:two!" in out
+
+
+def test_bytes_that_are_no_text_cost_one_turn_of_a_chat(fake, tmp_path, capsys, monkeypatch):
+    assistant = Assistant()
+    fake("stages", load_assistant=lambda checkpoint: assistant)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\nt\xffo\nthree\n"), encoding="utf-8"))
+    assert main(["sample", f"--checkpoint={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "expected UTF-8 text, got '\\udcff' at character 2; the turn is taken back" in out
+    assert [line for line in out.splitlines() if line.endswith("!")] == ["1:one!", "3:three!"]
+
+
+def test_a_terminal_that_lacks_a_character_ends_no_run(tmp_path):
+    code = f"from jaxalign.cli import main; main(['nö → such']); main(['report', '--workdir={tmp_path}'])"
+    environment = {key: value for key, value in os.environ.items()} | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "no command" in done.stderr
 
 
 def test_help_names_every_flag_and_shows_examples(capsys):

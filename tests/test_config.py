@@ -187,3 +187,20 @@ def test_json_is_lossless():
 def test_json_refuses_what_it_cannot_keep():
     with pytest.raises(ConfigError, match=r"config key data\[1\].path: object cannot be kept"):
         configs.to_json(ConfigDict({"data": [1, {"path": object()}]}))
+
+
+def test_numbers_below_their_least_are_named():
+    config = ConfigDict({"steps": 0, "optimizer": {"warmup_steps": -1}, "rate": math.nan})
+    configs.check_least(config, {"steps": 0, "microbatches": 1, "steps.none": 1})
+    with pytest.raises(ConfigError, match="config key optimizer.warmup_steps=-1: expected 0 or more"):
+        configs.check_least(config, {"optimizer.warmup_steps": 0})
+    with pytest.raises(ConfigError, match="rate=nan: expected 0 or more"):
+        configs.check_least(config, {"rate": 0})
+
+
+def test_differences_of_configs_name_every_key():
+    old = ConfigDict({"steps": 1, "optimizer": {"peak_lr": 1.0, "b1": 0.9}, "gone": 1, "data": [1]})
+    new = ConfigDict({"steps": 1, "optimizer": {"peak_lr": 2.0, "b1": 0.9}, "data": [2], "fresh": ""})
+    assert list(configs.differences(old, new)) == [
+        "data: [1] → [2]", "gone is gone", "optimizer.peak_lr: 1.0 → 2.0", "fresh is new"]
+    assert not list(configs.differences(old, old))

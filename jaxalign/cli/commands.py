@@ -12,7 +12,9 @@ from jaxalign.errors import CheckpointError, ConfigError
 def train(values, config, _):
     from jaxalign import stages
 
-    stages.train_stage(config, values.workdir)
+    done = stages.train_stage(config, values.workdir)
+    steps = f"{done['steps']} steps, " if done["steps"] else ""
+    print(f"{done['stage']}: done, {steps}{done['seconds']:.0f} s; wrote {done['checkpoint']}")
 
 
 def pipeline(values, config, _):
@@ -25,6 +27,9 @@ def pipeline(values, config, _):
 def tokenizer(values, config, _):
     from jaxalign import stages
 
+    if config.get("stage") != "tokenizer":
+        raise ConfigError(f"jaxalign tokenizer trains tokenizers, the config's stage is {config.get('stage')!r}; run it "
+                          "with jaxalign train")
     done = stages.train_stage(config, values.workdir)
     print(f"wrote {done['checkpoint']}: {done['after']['vocab_size']} pieces")
 
@@ -39,6 +44,8 @@ def evaluate(values, _, sources):
     need_checkpoint(values.checkpoint)
     from jaxalign.evaluate import evaluate_checkpoint
 
+    if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json={values.json}: no such folder to write to")
     options = {name: values[name].value for name in EVALUATE_OPTIONS if values[name].value is not None}
     result = evaluate_checkpoint(values.checkpoint, sources, options)
     if values.json:
@@ -77,6 +84,9 @@ def _print_table(result):
             f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
         )  # fmt: skip
     Console().print(table)
+    for source, figures in result.items():
+        if first := figures.get("rows_skipped", {}).get("first"):
+            print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
 
 
 def _leaves(result, at=""):
@@ -126,11 +136,12 @@ COMMANDS = {
          Flag("prompts_file", "file", None, "one prompt a line, or JSONL with a prompt or messages; answers as JSONL"),
          Flag("system", "text", None, "a system message before every conversation"),
          Flag("raw", "bool", False, "go on with the text as it is, without the chat template (for a base model)"),
-         Flag("temperature", "float", 1.0, "0 takes the likeliest token"),
-         Flag("top_k", "int", 0, "draw from the k likeliest tokens only; 0 for all"),
-         Flag("top_p", "float", 1.0, "draw from the likeliest tokens that hold this share together; 1 for all"),
-         Flag("max_new_tokens", "int", 256, "the longest answer"),
-         Flag("batch_size", "int", 32, "prompts of a file answered at a time"),
+         Flag("temperature", "float", 1.0, "0 takes the likeliest token", least=0),
+         Flag("top_k", "int", 0, "draw from the k likeliest tokens only; 0 for all", least=0),
+         Flag("top_p", "float", 1.0, "draw from the likeliest tokens that hold this share together; 1 for all",
+              least=0, most=1),
+         Flag("max_new_tokens", "int", 256, "the longest answer", least=1),
+         Flag("batch_size", "int", 32, "prompts of a file answered at a time", least=1),
          Flag("seed", "int", 0, "the same seed draws the same answers")],
         ["jaxalign sample --checkpoint=runs/quickstart/ppo",
          "jaxalign sample --checkpoint=runs/sft --prompt='What is the capital of Peru?' --temperature=0",
@@ -142,10 +153,10 @@ COMMANDS = {
         [CHECKPOINT,
          Flag("data", "path:shape", None, "PATH:SHAPE; may be repeated, and stand without the flag's name"),
          Flag("json", "file", None, "write the figures to this file too"),
-         Flag("limit", "int", None, "the most rows of each source"),
-         Flag("batch_size", "int", None, "rows at a time"),
-         Flag("length", "int", None, "tokens a row"),
-         Flag("max_new_tokens", "int", None, "the longest generated answer"),
+         Flag("limit", "int", None, "the most rows of each source", least=1),
+         Flag("batch_size", "int", None, "rows at a time", least=1),
+         Flag("length", "int", None, "tokens a row", least=1),
+         Flag("max_new_tokens", "int", None, "the longest generated answer", least=1),
          Flag("seed", "int", None, "for whatever is sampled")],
         ["jaxalign evaluate --checkpoint=runs/sft dev.jsonl:messages",
          "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],

@@ -1,6 +1,7 @@
 """Commands, their flags and their help; absl parses, every mistake is one message with the nearest right name."""
 
 import difflib
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ class Flag(NamedTuple):
     default: Any
     help: str
     required: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
 class Command(NamedTuple):
@@ -74,11 +77,31 @@ def parse(command: Command, argv: Sequence[str]):
     for flag in command.flags:
         if flag.required and values[flag.name].value in (None, []):
             raise ConfigError(f"jaxalign {command.name} needs --{flag.name}: {flag.help}; e.g. {command.examples[0]}")
+        _check_value(flag, values[flag.name].value)
     if rest and not command.positional:
         raise ConfigError(
             f"jaxalign {command.name} takes flags only, got {rest[0]!r}; see jaxalign {command.name} --help"
         )
     return values, config, rest
+
+
+def _check_value(flag, value):
+    if flag.kind == "text" and value is not None:
+        check_text(f"--{flag.name}", value)
+    # NaN is at neither side of anything, and refused.
+    if flag.least is None or value is None or flag.least <= value <= (math.inf if flag.most is None else flag.most):
+        return
+    expected = f"{flag.least} or more" if flag.most is None else f"{flag.least} to {flag.most}"
+    raise ConfigError(f"--{flag.name}: expected {expected}, got {value}")
+
+
+def check_text(name, text):
+    """Raises ConfigError for bytes that were no UTF-8, which Python keeps in a string as half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"{text[error.start]!r} at character {error.start + 1}"
+        raise ConfigError(f"{name}: expected UTF-8 text, got {got}") from None
 
 
 def overview(commands) -> str:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from jaxalign.cli.flags import check_text
 from jaxalign.errors import ConfigError, DataError, JaxalignError
 
 CHAT_HELP = "/reset starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -12,7 +13,7 @@ CHAT_HELP = "/reset starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 def sample(values, _, __):
     """Reads the flags of `jaxalign sample` and answers."""
-    from jaxalign.cli.commands import need_checkpoint
+    from jaxalign.cli.commands import need_checkpoint  # which imports this module
 
     if values.prompt is not None and values.prompts_file is not None:
         raise ConfigError("--prompt and --prompts_file were both given; give one of them")
@@ -50,36 +51,46 @@ def _answer_file(answer, prompts, opening, values, options):
 
 def _read_prompts(path, raw):
     """Lines of text, or JSONL objects with `prompt` or `messages`: strings if raw, else lists of messages."""
-    if not path.is_file():
+    from jaxalign.data.sources import decode, lines
+
+    if not path.exists() or path.is_dir():  # a pipe will do
         raise ConfigError(f"--prompts_file={path}: no such file")
+    names = path.name.removesuffix(".gz").removesuffix(".zst")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = {"prompt": line}
-        if path.suffix in (".jsonl", ".json") or line.lstrip().startswith("{"):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(path, number, "a JSON object on one line", f"{line[:40]!r}", error.msg) from None
-        row = {"prompt": row} if isinstance(row, str) else row
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        messages = row.get("messages") if isinstance(row, dict) else None
-        if isinstance(prompt, str):
-            prompts.append(prompt if raw else [{"role": "user", "content": prompt}])
-        elif isinstance(messages, list) and messages and not raw:
-            prompts.append(messages)
-        else:
-            expected = 'an object with a text "prompt"' + ("" if raw else ' or a list "messages"')
-            raise DataError(path, number, expected, line[:40])
+    for number, line in enumerate(lines(path), 1):
+        line = decode(path, number, line).rstrip("\r\n")
+        if line.strip():
+            is_json = names.endswith((".jsonl", ".ndjson", ".json")) or line.lstrip().startswith("{")
+            prompts.append(_prompt(path, number, line, is_json, raw))
     if not prompts:
         raise DataError(path, None, "at least one prompt", "an empty file")
     return prompts
 
 
+def _prompt(path, number, line, is_json, raw):
+    from jaxalign.data.chat import check_messages
+
+    try:
+        row = json.loads(line) if is_json else line
+    except json.JSONDecodeError as error:
+        raise DataError(path, number, "a JSON object on one line", f"{line[:40]!r}", error.msg) from None
+    row = {"prompt": row} if isinstance(row, str) else row
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if isinstance(prompt, str):
+        return prompt if raw else [{"role": "user", "content": prompt}]
+    if not isinstance(messages, list) or not messages or raw:
+        expected = 'an object with a text "prompt"' + ("" if raw else ' or a list "messages"')
+        raise DataError(path, number, expected, line[:40])
+    check_messages(messages, path, number)
+    return messages
+
+
 def _chat(answer, opening, values, options):
     """Reads turns until /exit or the end of the input; a turn whose answer fails or is stopped is taken back."""
     terminal = sys.stdin.isatty()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are found below, and cost one turn
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() a history and arrow keys; some Pythons lack it)
@@ -106,6 +117,7 @@ def _chat(answer, opening, values, options):
             turn += 1
             request = line if values.raw else [*messages, {"role": "user", "content": line}]
             try:
+                check_text("this line", line)
                 text = answer([request], seed=values.seed + turn, **options)[0]
             except KeyboardInterrupt:
                 print("\n(stopped; the turn is taken back)")

@@ -3,16 +3,22 @@
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
 
 from jaxalign.data import sources as files
 from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired
-from jaxalign.data.shapes import SHAPES
+from jaxalign.data.shapes import FIELDS, SHAPES
 from jaxalign.data.turns import strip_end
 from jaxalign.errors import ConfigError, DataError
 
-_KEYS = {"path", "records", "shape", "weight", "share", "fields", "split", "holdout", "where", "limit", "documents",
-         "strip_end"}
+# What a source may say: key → (types of the value, what they are called). None is as good as leaving a key out.
+_KEYS = {"path": ((str, pathlib.PurePath, list, tuple), "a path or a list of paths"),
+         "records": ((list, tuple), "a list of dicts"), "shape": (str, "a name"), "weight": ((int, float), "a number"),
+         "share": ((int, float), "a number"), "fields": (dict, "a dict of names"), "split": (str, "'train' or 'dev'"),
+         "holdout": ((int, float), "a share between 0 and 1"), "where": (dict, "a dict of values"),
+         "limit": (int, "a whole number"), "documents": (str, "'file', 'line' or 'paragraph'"),
+         "strip_end": (str, "the text to take off")}
 # Endings of other tokenizers that data sets leave in their text: learned as letters if nobody takes them off.
 _MARKERS = ("###eos_token###", "<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "[EOS]")
 
@@ -36,15 +42,22 @@ class Report:
     fill: float = 0.0  # share of their positions that hold a token
     sources: list = dataclasses.field(default_factory=list)  # per source: path, shape, rows, bad, weight, tokens
 
+    @property
+    def truncated_share(self):
+        """Which part of the sequences lost something."""
+        return sum(self.truncated.values()) / max(1, self.sequences)
+
     def summary(self):
         """One line for the log."""
-        parts = [f"{self.rows} rows, {self.tokens} tokens ({self.targets} targets) in {self.batch_rows} batch rows, "
-                 f"{self.fill:.1%} full"]
+        parts = [f"{self.rows:,} rows, {self.tokens:,} tokens ({self.targets:,} targets) in {self.batch_rows:,} batch "
+                 f"rows, {self.fill:.1%} full"]
         if self.bad:
-            parts.append(f"{len(self.bad)} bad rows skipped")
+            parts.append(f"{len(self.bad):,} bad row{'s' * (len(self.bad) > 1)} skipped")
+        if self.chunked:
+            parts.append(f"{self.chunked:,} texts longer than a row, cut into pieces with nothing lost")
         if sum(self.truncated.values()):
             parts.append(f"truncated {self.truncated['right']} right, {self.truncated['left']} left "
-                         f"({self.cut_tokens} tokens cut)")
+                         f"({self.cut_tokens:,} tokens cut)")
         if self.dropped_answers:
             parts.append(f"{self.dropped_answers} answers beyond max_answers dropped")
         if self.markers:
@@ -80,11 +93,14 @@ def check_sources(sources):
     sources = [sources] if hasattr(sources, "keys") else list(sources)
     checked = []
     for source in sources:
+        if not hasattr(source, "keys"):
+            raise ConfigError(f"a data source is a dict such as {{'path': 'data.jsonl', 'shape': 'messages'}}, got "
+                              f"{type(source).__name__} {source!r}")
         source = source.to_dict() if hasattr(source, "to_dict") else dict(source)
-        for key in set(source) - _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            raise ConfigError(f"data source has no key {key!r}; " + (f"did you mean {near[0]!r}?" if near else
-                              f"known: {', '.join(sorted(_KEYS))}"))
+        _known("data source has no key", source, _KEYS)
+        source = {key: value for key, value in source.items() if value is not None}
+        for key, value in source.items():
+            _check_value(key, value, source.get("path", "records"))
         if ("path" in source) == ("records" in source):
             raise ConfigError("a data source needs either 'path' or 'records' (a list of dicts)")
         if source.get("shape") not in SHAPES:
@@ -95,6 +111,31 @@ def check_sources(sources):
     if not checked:
         raise ConfigError("no data source; expected at least one {'path', 'shape'}")
     return checked
+
+
+def _known(message, given, names):
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1)
+            raise ConfigError(f"{message} {name!r}; " + (f"did you mean {near[0]!r}?" if near else
+                              f"known: {', '.join(sorted(names))}"))
+
+
+def _check_value(key, value, path):
+    types, expected = _KEYS[key]
+    ok = isinstance(value, types) and not isinstance(value, bool)
+    if ok and key in ("weight", "share"):
+        ok, expected = math.isfinite(value) and value >= 0, "a number, 0 or above"
+    elif ok and key == "limit":
+        ok, expected = value >= 1, "1 or more"
+    elif ok and key == "holdout":
+        ok = 0 <= value <= 1
+    if not ok:
+        raise ConfigError(f"data source {path}: {key}={value!r}; expected {expected}")
+    if key == "fields":
+        _known(f"data source {path}: fields names no", value, FIELDS)
+        if not isinstance(value.get("roles", {}), dict):
+            raise ConfigError(f"data source {path}: fields['roles']={value['roles']!r}; expected a dict of names")
 
 
 def read_rows(source, intake=None):
@@ -126,7 +167,8 @@ def read_rows(source, intake=None):
 def _records(source):
     if "path" in source:
         return files.read(source["path"], documents=source.get("documents", "file"))
-    return (files.Record("records", line, value) for line, value in enumerate(source["records"], 1))
+    return (files.Record("records", line, value, None if isinstance(value, dict) else DataError(
+        "records", line, "a dict", type(value).__name__)) for line, value in enumerate(source["records"], 1))
 
 
 def _strip(row, ending):
@@ -151,10 +193,10 @@ def _note_markers(row, report):
         report.markers[marker] = report.markers.get(marker, 0) + 1
 
 
-def texts_of(sources):
-    """Yields every text of the sources' rows, for training a tokenizer on any shape."""
+def texts_of(sources, intake=None):
+    """Yields every text of the sources' rows, for training a tokenizer on any shape; bad ones as `read_rows` does."""
     for source in check_sources(sources):
-        for row in read_rows(source):
+        for row in read_rows(source, intake):
             if isinstance(row, Text):
                 yield row.text
             else:

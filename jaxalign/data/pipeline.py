@@ -71,8 +71,10 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
     corpus, origin = _tokenise(sources, tokenizer, intake, kind, length, truncate, template, max_answers)
     intake.close()
     if not len(corpus):
+        bad = intake.report.bad
         raise DataError(", ".join(str(s.get("path", "records")) for s in sources), None, "at least one usable row",
-                        f"none ({len(intake.report.bad)} bad)", "see bad_rows.jsonl, or set on_bad_row='error'")
+                        f"none, {len(bad)} bad ones" if bad else "none at all",
+                        f"the first: {bad[0]['error']}" if bad else "look at the files, `where`, `split` and `limit`")
     weights = _weights(sources, corpus, np.asarray(origin), intake.report)
     plan = _Plan(corpus, np.asarray(origin), weights, packed=kind == "tokens" and packing == "best_fit", length=length,
                  seed=seed, shuffle=shuffle)
@@ -116,14 +118,18 @@ def _weights(sources, corpus, origin, report):
     if any(s is not None for s in shares):
         if any(s is None for s in shares) or any("weight" in s for s in sources):
             raise ConfigError("give 'share' to every source of a mixture and 'weight' to none, or the reverse")
-        total = sum(shares)
+        total = sum(shares) or 1.0
         weights = [share / total * size.sum() / n if n else 0.0 for share, n in zip(shares, size)]
     else:
         weights = [float(s.get("weight", 1.0)) for s in sources]
     if min(weights) < 0 or sum(w * n for w, n in zip(weights, size)) <= 0:
-        raise ConfigError(f"source weights {weights}; expected none below 0, and one above it that has rows")
-    for entry, weight, n in zip(report.sources, weights, size):
+        raise ConfigError(f"source weights {[float(w) for w in weights]}; expected none below 0, and one above it that "
+                          "has rows")
+    for entry, weight, n, source in zip(report.sources, weights, size, sources):
         entry.update(weight=weight, tokens=int(n))
+        if not n and source.get("weight", source.get("share", 1)):
+            raise DataError(entry["path"], None, "at least one usable row of every source of a mixture",
+                            f"none, {entry['bad']} bad ones", "drop it, or look at its `where`, `split` and shape")
     return weights
 
 

@@ -75,6 +75,8 @@ def oasst_trees(record, fields):
             said = {"role": {"prompter": "user", "assistant": "assistant"}[node["role"]], "content": node["text"]}
             replies = node.get("replies") or []
             ranked = [r for r in replies if isinstance(r.get("rank"), int) and r["role"] == "assistant"]
+            if not all(isinstance(node.get("text"), str) for node in (node, *ranked)):
+                raise TypeError("a text that is none")
         except (KeyError, TypeError, AttributeError) as error:
             raise record.bad("nodes with role, text and replies", f"{type(error).__name__}: {error}") from error
         here = [*before, said]
@@ -115,7 +117,9 @@ def finegrained_qa(record, fields):
         if label:
             judged.append((i, j, 1.0) if label == 1 else (j, i, 1.0))
     if passages:
-        context = "\n\n".join(" ".join(p[1:]) if isinstance(p, list) else str(p) for p in passages)
+        if not all(isinstance(part, str) for p in passages for part in (p if isinstance(p, list) else [p])):
+            raise record.bad("'passages' as texts or lists of texts", repr(passages)[:60])
+        context = "\n\n".join(" ".join(p[1:]) if isinstance(p, list) else p for p in passages)
         question = f"{context}\n\n{question}"
     return [Ranking(record.path, record.line, [{"role": "user", "content": question}], answers,
                     _dense([-w for w in won]), judged)]
@@ -130,6 +134,8 @@ def _part(transcripts, record):
     while shared and (shared >= min(len(a), len(b)) or a[shared]["role"] != "assistant"
                       or b[shared]["role"] != "assistant"):
         shared -= 1  # back to where both sides let the assistant speak
+    if not a or not b:
+        raise record.bad("two transcripts", "an empty one", "drop the row, or on_bad_row='skip'")
     if shared == 0 and a[0]["role"] != "assistant":
         raise record.bad("transcripts that share a prompt", "two that part before an answer")
     return a[:shared], [a[shared:], b[shared:]]

@@ -5,7 +5,7 @@ from rich.text import Text
 _UNKNOWN = -1
 
 
-def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
+def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600, note=None):
     """Prints one row of a batch as text, what counts in the loss in colour (or in ⟦brackets⟧).
 
     Args:
@@ -16,6 +16,7 @@ def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
       targets: (T,) ids of targets_BT. None takes the inputs moved by one, which is right for a row of one document but
         for its last target: that one is not in the inputs and is shown as ….
       limit: positions shown.
+      note: said below instead of how many positions count.
     """
     if targets is None:
         targets = [_UNKNOWN if w and n == tokenizer.pad_id else n for n, w in zip([*tokens[1:], _UNKNOWN], mask)]
@@ -36,7 +37,8 @@ def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600):
     console.print(_styled(spans, tokenizer, console), soft_wrap=True, highlight=False)
     counted = int(sum(1 for w in mask if w))
     cut = f"; the first {limit} positions" if shown >= limit else ""
-    console.print(f"{counted} of {len(mask)} positions count in the loss{cut}", style="dim", highlight=False)
+    said = note or f"{counted} of {len(mask)} positions count in the loss"
+    console.print(f"{said}{cut}", style="dim", highlight=False)
 
 
 def _styled(spans, tokenizer, console):

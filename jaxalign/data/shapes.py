@@ -103,6 +103,12 @@ SHAPES = {
     "mbpp": mbpp,
 }
 
+# What `fields` of a source may rename: every name that a reader picks, and the roles of turns.
+FIELDS = ("answer", "answers", "body", "chosen", "chosen_score", "completion", "conversations", "input",
+          "instruction", "label", "margin", "messages", "output", "passages", "prediction 1", "prediction 2",
+          "prediction 3", "prediction 4", "preference", "prompt", "question", "ranks", "rejected", "rejected_score",
+          "response", "roles", "scores", "setup", "system", "tests", "text", "tools")
+
 
 def _exchange(record, fields, prompt, answer):
     system = pick(record, fields, "system", ("system",), str, required=False)

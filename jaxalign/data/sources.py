@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pathlib
+import re
 import zlib
 
 from jaxalign.errors import ConfigError, DataError
@@ -36,14 +37,21 @@ def read(path, *, documents="file"):
 
 
 def files(path):
-    """The data files that `path` (file, directory, glob, or list of those) stands for. Raises DataError for none."""
+    """The data files that `path` (file, directory, glob, or list of those) stands for. Raises DataError for none.
+
+    Of a directory, the files with a known ending, but for hidden ones, those in hidden folders, and the README and
+    LICENSE that published data sets carry; a glob or a name takes what it matches.
+    """
     if isinstance(path, (list, tuple)):
         return [f for p in path for f in files(p)]
-    path = str(path)
+    if not isinstance(path, (str, pathlib.PurePath)) or not str(path):  # "" would be the current folder
+        raise ConfigError(f"path={path!r} of a data source; expected a file, a directory, a glob, or a list of these")
+    path = str(pathlib.Path(path).expanduser())
     if pathlib.Path(path).is_file():
         found = [path]
     elif pathlib.Path(path).is_dir():
-        found = sorted(str(f) for f in pathlib.Path(path).rglob("*") if f.is_file() and _format(f, strict=False))
+        found = sorted(str(f) for f in pathlib.Path(path).rglob("*")
+                       if f.is_file() and _format(f, strict=False) and not _aside(f.relative_to(path)))
     else:
         found = sorted(f for f in glob.glob(path, recursive=True) if pathlib.Path(f).is_file())
     if not found:
@@ -65,27 +73,25 @@ def keep(record, *, split=None, holdout=0.05, where=None):
 
 
 def _jsonl(path, documents):
-    for line, raw in enumerate(_lines(path), 1):
+    for line, raw in enumerate(lines(path), 1):
         if not raw.strip():
             continue
         try:
-            value = json.loads(_decode(path, line, raw))
-            if not isinstance(value, dict):
-                raise DataError(path, line, "a JSON object", type(value).__name__)
-            yield Record(path, line, value)
+            value = json.loads(decode(path, line, raw.rstrip(b"\r\n")))
+            yield from _checked(path, line, value, raw)
         except DataError as error:
             yield Record(path, line, error=error)
         except ValueError as error:
-            yield Record(path, line, error=DataError(path, line, "a JSON object on one line", f"broken JSON ({error})",
+            yield Record(path, line, error=DataError(path, line, "a JSON object on one line", _broken(error),
                                                      "mend the line, or on_bad_row='skip'"))
 
 
 def _json(path, documents):
-    text = _decode(path, None, _bytes(path))
+    text = decode(path, None, _bytes(path))
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise DataError(path, getattr(error, "lineno", None), "a JSON array of objects", f"broken JSON ({error})",
+        raise DataError(path, getattr(error, "lineno", None), "a JSON array of objects", _broken(error),
                         "one object a line belongs in a file ending in .jsonl") from error
     if isinstance(value, dict):  # {"examples": [...]} and the like: the one list in it
         lists = [v for v in value.values() if isinstance(v, list)]
@@ -93,19 +99,40 @@ def _json(path, documents):
     if not isinstance(value, list):
         raise DataError(path, None, "a JSON array of objects", type(value).__name__)
     for line, item in enumerate(value, 1):
-        if isinstance(item, dict):
-            yield Record(path, line, item)
-        else:
-            yield Record(path, line, error=DataError(path, line, "a JSON object", type(item).__name__))
+        yield from _checked(path, line, item, text)
+
+
+def _checked(path, line, value, text):
+    """The record, or the reason why it is none; `text` is the JSON that it stands in."""
+    got = None
+    if not isinstance(value, dict):
+        got = type(value).__name__
+    elif re.search(_SURROGATE if isinstance(text, str) else _SURROGATE.encode(), text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            got = f"half a character ({error.object[error.start]!r} without its other half)"
+    yield Record(path, line, value) if got is None else Record(path, line, error=DataError(
+        path, line, "a JSON object", got, "mend the row, or on_bad_row='skip'"))
 
 
 def _csv(path, documents):
-    rows = csv.DictReader(io.StringIO(_decode(path, None, _bytes(path)), newline=""))
-    for line, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            yield Record(path, line, error=DataError(path, line, f"{len(rows.fieldnames)} columns", "another number"))
-        else:
-            yield Record(path, line, row)
+    csv.field_size_limit(2**31 - 1)  # whole documents may stand in a field
+    rows = csv.DictReader(io.StringIO(decode(path, None, _bytes(path)), newline=""))
+    line = 1
+    try:
+        names = rows.fieldnames or []
+        for row in rows:
+            line, columns = line + 1, len(names) - sum(value is None for value in row.values()) + len(row.get(None, ()))
+            if columns == len(names):
+                yield Record(path, line, row)
+            else:
+                error = DataError(path, line, f"{len(names)} columns as in the first line", columns,
+                                  "quote what holds a comma, or on_bad_row='skip'")
+                yield Record(path, line, error=error)
+            line = rows.line_num  # a quoted field may hold line ends
+    except csv.Error as error:
+        raise DataError(path, rows.line_num, "comma-separated values", str(error)) from error
 
 
 def _parquet(path, documents):
@@ -125,45 +152,51 @@ def _parquet(path, documents):
 def _array_record(path, documents):
     from grain.sources import ArrayRecordDataSource  # here, since it opens native code that only this format needs
 
-    with ArrayRecordDataSource([path]) as source:
-        for index in range(len(source)):
-            line = index + 1
-            try:
-                text = _decode(path, line, source[index])
-                value = json.loads(text) if text.lstrip()[:1] == "{" else {"text": text}
-                yield Record(path, line, value)
-            except DataError as error:
-                yield Record(path, line, error=error)
-            except ValueError as error:
-                yield Record(path, line, error=DataError(path, line, "a JSON object or text", f"broken JSON ({error})"))
+    try:
+        with ArrayRecordDataSource([path]) as source:
+            for index in range(len(source)):
+                yield from _text_or_json(path, index + 1, source[index])
+    except (RuntimeError, IndexError) as error:  # what its native code raises
+        raise DataError(path, None, "an ArrayRecord file", f"something else, or half of one ({error})") from error
+
+
+def _text_or_json(path, line, raw):
+    try:
+        text = decode(path, line, raw)
+        value = json.loads(text) if text.lstrip()[:1] == "{" else {"text": text}
+        yield from _checked(path, line, value, raw)
+    except DataError as error:
+        yield Record(path, line, error=error)
+    except ValueError as error:
+        yield Record(path, line, error=DataError(path, line, "a JSON object or text", _broken(error)))
 
 
 def _text(path, documents):
     if documents == "file":
         try:
-            yield Record(path, 1, {"text": _decode(path, None, _bytes(path))})
+            yield Record(path, 1, {"text": decode(path, None, _bytes(path))})
         except DataError as error:
             yield Record(path, None, error=error)
         return
     if documents not in ("line", "paragraph"):
         raise ConfigError(f"documents={documents!r}; expected 'file', 'line' or 'paragraph'")
-    start, lines = 1, []
-    for line, raw in enumerate(_lines(path), 1):
+    start, held = 1, []
+    for line, raw in enumerate(lines(path), 1):
         try:
-            text = _decode(path, line, raw)
+            text = decode(path, line, raw)
         except DataError as error:
             yield Record(path, line, error=error)
             continue
         if text.strip() and documents == "paragraph":
-            start = start if lines else line
-            lines.append(text)
+            start = start if held else line
+            held.append(text)
         elif text.strip():
             yield Record(path, line, {"text": text.rstrip("\r\n")})
-        elif lines:
-            yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
-            lines = []
-    if lines:
-        yield Record(path, start, {"text": "".join(lines).rstrip("\r\n")})
+        elif held:
+            yield Record(path, start, {"text": "".join(held).rstrip("\r\n")})
+            held = []
+    if held:
+        yield Record(path, start, {"text": "".join(held).rstrip("\r\n")})
 
 
 FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "array_record": _array_record,
@@ -171,6 +204,7 @@ FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "ar
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
             ".array_record": "array_record", ".arrayrecord": "array_record", ".txt": "text", ".md": "text"}
 _COMPRESSED = (".gz", ".zst")
+_SURROGATE = r"\\u[dD][89a-fA-F]"  # an escape that must not stand alone
 
 
 def _format(path, strict=True):
@@ -186,16 +220,60 @@ def _format(path, strict=True):
     return None
 
 
+def _aside(path):
+    """Whether a file of a directory is hidden, or tells about the data instead of being some."""
+    about = path.stem.lower() in ("readme", "license") and _format(path, strict=False) == "text"
+    return about or any(part.startswith(".") for part in path.parts)
+
+
+def _broken(error):
+    """What json says, without its line number, which is 1 for a line of a file."""
+    where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    return f"broken JSON ({getattr(error, 'msg', error)}{where})"
+
+
 def _open(path):
     name = str(path).lower()
     if name.endswith(".gz"):
         return gzip.open(path, "rb")
     if name.endswith(".zst"):
-        return io.BufferedReader(_extra("zstandard", path).open(path, "rb"))
+        return io.BufferedReader(_Zstd(path), 1 << 20)
     return open(path, "rb")
 
 
-def _lines(path):
+class _Zstd(io.RawIOBase):
+    """The bytes of a .zst file of any number of frames. zstandard's own reader takes a file that breaks off in the
+    middle for one that ends there."""
+
+    def __init__(self, path):
+        self._file, self._decompressor = open(path, "rb"), _extra("zstandard", path).ZstdDecompressor()
+        self._frame, self._ready = None, memoryview(b"")
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self._ready:
+            compressed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            compressed = compressed or self._file.read(1 << 16)
+            if not compressed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the file breaks off in the middle")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            self._ready = memoryview(self._frame.decompress(compressed))
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def close(self):
+        self._file.close()
+        super().close()
+
+
+def lines(path):
+    """Yields the raw lines of a file, decompressed as its ending says. Raises DataError where it cannot be read."""
     try:
         with _open(path) as file:
             yield from file
@@ -208,10 +286,11 @@ def _zstd_errors(path):
 
 
 def _bytes(path):
-    return b"".join(_lines(path))
+    return b"".join(lines(path))
 
 
-def _decode(path, line, raw):
+def decode(path, line, raw):
+    """Bytes as UTF-8 text; DataError with the line, counted here where it is None, for any others."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from jaxalign.data.intake import Intake, check_sources, read_rows
 from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired
 from jaxalign.data.shapes import SHAPES
+from jaxalign.data.sources import files
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.evaluate.matching import match_answers
@@ -37,7 +38,7 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
       options: of `OPTIONS`.
     Returns:
       {source: {figure: {"value", "n", "ci95": (low, high)}}}, one more level for rates by kind. What could not be used
-      is there too: `rows_skipped` (bad rows) and `rows_cut` or `answers_cut` (longer than `length`).
+      is there too: `rows_skipped` (bad rows, and what is wrong with the `first`) and `rows_cut` or `answers_cut` (longer than `length`).
     Raises:
       ConfigError: an unknown shape or option, or a combination that has no figure, such as a reward model on text;
       DataError: a source without one good row; CheckpointError.
@@ -48,6 +49,9 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
     parsed = [_source(source, options["limit"]) for source in sources]
     names = [source if isinstance(source, str) else f"{parsed[n].get('path', 'records')}:{parsed[n]['shape']}"
              for n, source in enumerate(sources)]
+    for source in parsed:  # before the first is measured, which may take long
+        if "path" in source:
+            files(source["path"])
     _, meta = read_meta(checkpoint)
     judge = meta["policy"] == "reward/backbone"
     model = RewardModel.load(checkpoint) if judge else Assistant.load(
@@ -81,7 +85,8 @@ def _figures(model, judge, source, name, options):
         raise ConfigError(f"{name}: its prompts have neither an answer to compare with nor a kind (unsafe, lookalike) "
                           'to count refusals by; add the field "answer" or "kind", or name it in a source\'s `fields`')
     if intake.report.bad:
-        rates["rows_skipped"] = {"value": len(intake.report.bad), "n": len(rows) + len(intake.report.bad)}
+        rates["rows_skipped"] = {"value": len(intake.report.bad), "n": len(rows) + len(intake.report.bad),
+                                 "first": intake.report.bad[0]["error"]}
     if cut := sum(intake.report.truncated.values()):
         answers = sum(len(row.answers) for row in rows) if kind is Ranking else 0
         rates["answers_cut" if answers else "rows_cut"] = {"value": cut, "n": answers or len(rows)}

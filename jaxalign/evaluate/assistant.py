@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxalign.data.chat import render
 from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import CheckpointError
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.rollout.engine import Sampler
@@ -35,9 +36,13 @@ class Assistant:
         """From a stage's workdir or one checkpoint's folder.
 
         Raises:
-          CheckpointError: nothing there, damaged, or no language model (a reward model's backbone is one in shape only).
+          CheckpointError: nothing there, damaged, or a reward model, whose backbone is a language model in
+            shape only.
         """
         folder, meta = read_meta(checkpoint)
+        if meta["policy"] == "reward/backbone":
+            raise CheckpointError(f"{folder}: expected a language model, this is a reward model, which scores answers "
+                                  "and writes none; name another stage's workdir, or measure it with jaxalign evaluate")
         config = ModelConfig(**meta["model"])
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
         return cls(graphdef, load_params(folder, meta["policy"], abstract), Tokenizer(unpack_tokenizer(meta)),
@@ -46,8 +51,8 @@ class Assistant:
     def generate(self, prompts, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=None):
         """`Rollouts` of lists of ids; request n draws from its own key, a function of `seed` and n."""
         sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
-                          max_new_tokens=max_new_tokens or self.max_new_tokens, slots=self.batch_size,
-                          bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh)
+                          max_new_tokens=self.max_new_tokens if max_new_tokens is None else max_new_tokens,
+                          slots=self.batch_size, bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh)
         keys = jax.random.split(jax.random.key(seed), len(prompts))
         return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p))
 

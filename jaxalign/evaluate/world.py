@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from jaxalign.evaluate.statistics import bootstrap_difference, bootstrap_mean, wilson
+from jaxalign.evaluate.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, wilson
 from jaxalign.rewards.gold import judge
 
 
@@ -30,12 +30,12 @@ class Sheet:
         return Measure(values, [self.rows[i]["entity"] for i in chosen])
 
     def lengths(self, group):
-        """(words of the answer, words of a fitting one) of every item of one set."""
+        """(`Measure` of |length − gold| / gold, `Ratio` of length / gold) of one set's items, in words."""
         pairs = [(j.length_words, j.gold_length_words) for row, j in zip(self.rows, self.judgements)
                  if row["set"] == group]
         entities = [row["entity"] for row in self.rows if row["set"] == group]
         got, fitting = np.array(pairs, float).T
-        return Measure(np.abs(got - fitting) / fitting, entities), got.sum() / fitting.sum()
+        return Measure(np.abs(got - fitting) / fitting, entities), Ratio(got, fitting, entities)
 
 
 @dataclasses.dataclass
@@ -58,6 +58,29 @@ class Measure:
         if set(np.unique(self.values)) <= {0.0, 1.0}:
             return list(wilson(float(self.values.sum()), self.n))
         return list(bootstrap_mean(self.values, self.entities)[1:])
+
+
+@dataclasses.dataclass
+class Ratio:
+    """Σ numerators / Σ denominators of items, and the entity each item is about."""
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+    entities: list
+
+    @property
+    def mean(self):
+        return float(self.numerators.sum() / self.denominators.sum())
+
+    @property
+    def n(self):
+        return len(self.numerators)
+
+    def interval(self):
+        """95 %, of the same ratio of sums, bootstrapped by entity."""
+        entity = np.unique(self.entities, return_inverse=True)[1]
+        sums = [np.bincount(entity, part) for part in (self.numerators, self.denominators)]
+        return list(bootstrap_ratio(*sums)[1:])
 
 
 def difference(before: Measure, after: Measure):

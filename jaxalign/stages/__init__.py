@@ -1,10 +1,11 @@
 """The stages by name. To add one: a file here and a line below."""
 
-from jaxalign.config import check
+from jaxalign.config import check, check_least
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.stages.candidates import Candidates
 from jaxalign.stages.claims import WorldClaims
+from jaxalign.stages.defaults import LEAST
 from jaxalign.stages.dpo import DPO
 from jaxalign.stages.grpo import GRPO
 from jaxalign.stages.ppo import PPO
@@ -36,11 +37,19 @@ def default_config(name):
 
 def train_stage(config, workdir):
     """Runs the stage that `config.stage` names, from its checkpoint if there is one; returns its summary."""
+    check_config(config)
+    return STAGES[config.stage].run(config, workdir)
+
+
+def check_config(config):
+    """Raises ConfigError unless the config is one stage's: its keys, their types, and numbers that can be."""
+    if "chain" in config:
+        raise ConfigError("the config is a pipeline's, a chain of stages; run it with jaxalign pipeline")
     name = config.get("stage", "")
     if name not in STAGES:
         raise ConfigError(f"config.stage={name!r} must be one of {', '.join(STAGES)}")
     check(config, STAGES[name].defaults())
-    return STAGES[name].run(config, workdir)
+    check_least(config, LEAST)
 
 
 def load_assistant(checkpoint, **options):

@@ -23,10 +23,12 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 from jaxalign.sharding import put_batch, shardings
+from jaxalign.stages.defaults import MODEL
 from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
 
 RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
+LOGITS = 2**24  # numbers: logits beyond these are never there at once, unless config.logits_chunk says otherwise
 
 
 class Stage:
@@ -39,18 +41,18 @@ class Stage:
 
     def __init__(self, config, workdir, mesh):
         self.config, self.workdir, self.mesh = config, pathlib.Path(workdir), mesh
-        self.warn = print
+        self.warn = self.say = print if jax.process_index() == 0 else _nothing
         self.parent = read_meta(config.init_from) if config.init_from else None
         self.tokenizer = self._tokenizer()
         self.model_config = self._model_config()
         self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
-        self.frozen = {}
+        self.frozen, self.reports = {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
         self.options = {k: v for k, v in config.objective.items() if k != "name"}
         self._evaluate_step = jax.jit(self._evaluation)
         self.train_data = self._data(config.data.train, repeat=True)
         check(self.objective, self.names(), self.options)
-        self.dev_data = [dict(source) for source in config.data.dev]
+        self.dev_data = list(config.data.dev)
         self._dev = None
         if config.preview:
             self._preview()
@@ -78,7 +80,7 @@ class Stage:
 
     def next_batches(self, state):
         """([one batch], figures to log beside the loss)."""
-        return [self.prepared(next(self.train_data), "train")], {}
+        return [self.prepared(next(self.train_data), "train")], {"truncated": self.train_data.report.truncated_share}
 
     def prepared(self, batch, split):
         """A batch of the "train" or "dev" data as the loss takes it."""
@@ -113,11 +115,15 @@ class Stage:
                               'source such as dict(path="data.jsonl", shape="messages")')
         self.workdir.mkdir(parents=True, exist_ok=True)
         iterator = batches(
-            [dict(source) for source in sources], self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
+            list(sources), self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
             length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
             truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
             max_answers=c.get("max_answers") or None,
             process_index=jax.process_index(), process_count=jax.process_count())
+        report, split = iterator.report, "train" if repeat else "dev"
+        listed = f", listed in {self.workdir / name}" if report.bad else ""
+        self.say(f"{self.name} {split} data: {report.summary()}{listed}")
+        self.reports[split] = {"rows": report.rows, "bad": len(report.bad), "truncated": report.truncated_share}
         return iterator
 
     @classmethod
@@ -143,8 +149,8 @@ class Stage:
         names = ("tokens", "positions", "segment_ids", "targets")
         *inputs, targets = (batch[f"folded_{name}_MS" if folded else f"{name}_BT"] for name in names)
         hidden = model(*inputs)
-        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature,
-                                      chunk=self.config.logits_chunk or hidden.shape[1])
+        chunk = self.config.logits_chunk or chunk_of(hidden.shape[0], self.model_config.vocab_size)
+        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature, chunk=chunk)
         return unfold(statistics, batch["place_BU"][:, :-1]) if folded else statistics
 
     def loss_fn(self, trainable, frozen, batch, key):
@@ -214,17 +220,29 @@ class Stage:
     def _model_config(self):
         runtime = {name: self.config.model[name] for name in RUNTIME}
         if self.parent:
-            return ModelConfig(**(self.parent[1]["model"] | runtime))
+            found = self.parent[1]["model"]
+            if self.tokenizer.vocab_size > found["vocab_size"]:
+                raise CheckpointError(f"config.tokenizer={self.config.tokenizer} has {self.tokenizer.vocab_size} pieces, "
+                                      f"the model of {self.config.init_from} embeds {found['vocab_size']}; use a "
+                                      "tokenizer that is no larger")
+            for name, value in self.config.model.items():
+                if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):
+                    self.warn(f"{self.name}: config.model.{name}={value!r} is not used; the model of "
+                              f"{self.config.init_from} has {found[name]!r}")
+            return ModelConfig(**(found | runtime))
         return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
 
     def _preview(self):
+        if jax.process_index() > 0:
+            return
         position = self.train_data.get_state()
         batch = next(self.train_data)
         self.train_data.set_state(position)
         console = Console()
         if self.kind == "prompts":  # no target yet: the answer is drawn
             tokens_P = batch["tokens_BP"][0]
-            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console)
+            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console,
+                        note="a prompt: what counts in the loss is drawn later")
         elif self.kind == "tokens":
             preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, console,
                         targets=batch["targets_BT"][0])
@@ -236,6 +254,15 @@ class Stage:
 
 STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT")
 BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_ids_BT")
+
+
+def _nothing(*_):
+    """What processes but the first say: the same as the first."""
+
+
+def chunk_of(rows, vocab_size):
+    """How many positions of every row may have their logits at once."""
+    return max(1, LOGITS // (rows * vocab_size))
 
 
 def arrays(batch):

@@ -6,7 +6,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from jaxalign.data.intake import texts_of
+from jaxalign.data.intake import Intake, texts_of
 from jaxalign.data.tokenizer import train_tokenizer
 
 
@@ -19,13 +19,17 @@ class TrainTokenizer:
     def defaults():
         return ConfigDict(dict(stage="tokenizer", seed=0, vocab_size=1024, model_type="unigram",
                                character_coverage=0.9995, max_chars=20_000_000,
-                               data=dict(train=[]))).lock()
+                               data=dict(train=[], on_bad_row="error"))).lock()
 
     @staticmethod
     def run(config, workdir):
         started = time.monotonic()
         workdir = pathlib.Path(workdir)
-        texts = texts_of([dict(source) for source in config.data.train])
+        intake = Intake(config.data.on_bad_row, workdir / "bad_rows.jsonl")
+        texts = list(texts_of(list(config.data.train), intake))
+        intake.close()
+        if intake.report.bad:
+            print(f"tokenizer: {len(intake.report.bad)} bad rows skipped, listed in {intake.bad_rows_path}")
         tokenizer = train_tokenizer(texts, workdir / "tokenizer.model", vocab_size=config.vocab_size,
                                     model_type=config.model_type, seed=config.seed,
                                     character_coverage=config.character_coverage, max_chars=config.max_chars)

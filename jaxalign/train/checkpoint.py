@@ -6,6 +6,7 @@
 """
 
 import base64
+import contextlib
 import hashlib
 import pathlib
 
@@ -48,7 +49,8 @@ class Checkpointer:
         """Starts writing; returns as soon as the arrays are copied. A broken-off save is never taken for a whole one."""
         params = plain(state.trainable)
         optimizer = _optimizer_item(state)
-        meta = dict(meta, step=int(state.step), parameters=flat_shapes(params))
+        meta = dict(meta, step=int(state.step), parameters=flat_shapes(params),
+                    optimizer=flat_shapes(optimizer["state"]))
         self.manager.save(int(state.step), args=ocp.args.Composite(
             params=ocp.args.StandardSave(params), optimizer=ocp.args.StandardSave(optimizer),
             meta=ocp.args.JsonSave(meta)))
@@ -61,11 +63,17 @@ class Checkpointer:
         step = self.latest_step()
         params = plain(state.trainable)
         optimizer = _optimizer_item(state)
-        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        _, meta = read_meta(self.folder / str(step))
         compare(meta["parameters"], flat_shapes(params), self.folder / str(step))
-        got = self.manager.restore(step, args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(params)),
-            optimizer=ocp.args.StandardRestore(_abstract(optimizer))))
+        held, made = meta.get("optimizer"), flat_shapes(optimizer["state"])
+        if held not in (None, made):
+            raise CheckpointError(f"{self.folder / str(step)}: its optimizer holds {len(held)} arrays, config.optimizer "
+                                  f"makes {len(made)}, not the same; go on with the optimizer of the run, or start a new "
+                                  "workdir with init_from")
+        with _readable(self.folder / str(step)):
+            got = self.manager.restore(step, args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_abstract(params)),
+                optimizer=ocp.args.StandardRestore(_abstract(optimizer))))
         restored = TrainState(
             step=got["optimizer"]["step"], trainable=refill(state.trainable, got["params"]),
             optimizer_state=refill(state.optimizer_state, got["optimizer"]["state"]),
@@ -99,7 +107,7 @@ def compare(found, expected, where):
              for what, names in (("missing:", missing), ("unexpected:", unexpected), ("other shape:", other)) if names]
     if parts:
         raise CheckpointError(f"{where}: the parameters are not this model's ({'; '.join(parts)}); "
-                              "set config.model as in the checkpoint, or choose another init_from")
+                              "set config.model as in the checkpoint, or name another checkpoint")
 
 
 def find(path):
@@ -118,12 +126,19 @@ def find(path):
 def read_meta(path):
     """(folder, meta) of a checkpoint: its config, model shape, tokenizer, lineage."""
     folder = find(path)
-    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    with _readable(folder):
+        return folder, ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
+
+
+@contextlib.contextmanager
+def _readable(folder):
+    # Orbax and what it reads with raise errors of many kinds, and long ones.
     try:
-        return folder, handler.restore(folder / "meta")
+        yield
     except Exception as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error}); the file is damaged or was written by something "
-                              "else") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(f"{folder}: cannot be read ({reason}); it is damaged or was written by something else; take "
+                              "another, or delete this one") from error
 
 
 def read_reward_meta(path):
@@ -152,7 +167,7 @@ def load_params(folder, part, like):
     item = _abstract(nnx.to_pure_dict(like))
     for name in reversed(part.split("/")):
         item = {name: item}
-    with ocp.PyTreeCheckpointer() as handler:
+    with _readable(folder), ocp.PyTreeCheckpointer() as handler:
         got = handler.restore(folder / "params", args=ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
     for name in part.split("/"):

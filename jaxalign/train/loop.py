@@ -76,6 +76,9 @@ def fit(stage, workdir, config, mesh) -> Result:
     with contextlib.closing(checkpointer), MetricsWriter(
             folder, name=stage.name, total_steps=config.steps, resume_step=step, console=console) as writer:
         stage.warn = writer.warn
+        if resumed:
+            left = f"goes on from step {step}" if step < config.steps else "nothing is left to do"
+            writer.say(f"{step}/{config.steps}  found a checkpoint: {left}")
 
         def evaluate():
             figures = stage.evaluate(state)

@@ -4,6 +4,7 @@ with MetricsWriter(workdir, name="sft", total_steps=1000, resume_step=start) as 
     metrics.write(step, {"loss": loss, "truncated": share}, tokens=batch_tokens)
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from jaxalign.errors import DataError
+from jaxalign.train.events import EventFile
 
 TRUNCATED_WARNING = 0.9  # from this share of cut rows on, a run hardly learns from whole answers
 
@@ -52,6 +54,7 @@ class MetricsWriter:
         self._seconds_between_lines = seconds_between_lines
         self._start = self._last_write = time.monotonic()
         self._last_line = -math.inf
+        self._first_write = None  # (time, step): compiling is done by then
         self._events = None
         self._progress = self._task = None
         self._warned: set[str] = set()
@@ -80,6 +83,7 @@ class MetricsWriter:
             row["tokens"] = self._tokens
             row["tokens_per_second"] = round(int(tokens) / max(now - self._last_write, 1e-9), 1)
             self._last_write = now
+            self._first_write = self._first_write or (now, int(step))
         values = {key: float(value) for key, value in scalars.items()}
         for key, value in values.items():
             row[key] = value if math.isfinite(value) else None
@@ -93,6 +97,10 @@ class MetricsWriter:
                 self.warn(f"step {step}: {key} is {value}; written as null from here on without another warning")
         self._watch_truncation(step, values)
 
+    def say(self, message: str) -> None:
+        """A line above the progress line."""
+        self._print(f"{self.name}  {message}")
+
     def warn(self, message: str) -> None:
         """A line that cannot be overlooked, above the progress line, on the same output."""
         text = f"WARNING {self.name}: {message}"
@@ -102,13 +110,11 @@ class MetricsWriter:
         """Shows the last figures and closes the files. Calling it twice is fine."""
         if self._file.closed:
             return
-        if self._unshown is not None:
-            self._print(self._unshown)
-        if self._progress is not None:
-            self._progress.stop()
-        if self._events is not None:
-            self._events.close()
-        self._file.close()
+        with self._file, contextlib.closing(self._events) if self._events else contextlib.nullcontext():
+            if self._unshown is not None:
+                self._print(self._unshown)
+            if self._progress is not None:
+                self._progress.stop()
 
     def _watch_truncation(self, step, values):
         share = values.get("truncated")
@@ -121,15 +127,11 @@ class MetricsWriter:
 
     def _write_events(self, row):
         if self._events is None:
-            # Imported late: it takes a quarter of a second, which `--help` and the tests need not pay.
-            from tensorboardX import SummaryWriter
-
             # TensorBoard then hides what an earlier run wrote from this step on.
             purge_step = self._resume_step + 1 if self._resume_step else 0
-            self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge_step)
-        for key, value in row.items():
-            if key not in ("step", "time") and value is not None:
-                self._events.add_scalar(key, value, row["step"], row["time"])
+            self._events = EventFile(self.workdir / "tensorboard", purge_step)
+        scalars = {key: value for key, value in row.items() if key not in ("step", "time") and value is not None}
+        self._events.write(row["step"], row["time"], scalars)
 
     def _show(self, row):
         if self._console.is_terminal:
@@ -180,10 +182,14 @@ class MetricsWriter:
         self._progress.update(self._task, completed=row["step"], figures=figures)
 
     def _seconds_left(self, step):
-        done = step - self._resume_step
+        # The first line's time is mostly compiling, which happens once: the others are judged by what came after it.
+        since, first = self._first_write
+        if step == first:
+            since, first = self._start, self._resume_step
+        done = step - first
         if done <= 0 or step >= self.total_steps:
             return None
-        return (time.monotonic() - self._start) / done * (self.total_steps - step)
+        return (time.monotonic() - since) / done * (self.total_steps - step)
 
     def _print(self, text):
         # soft_wrap: a piped line stays one line whatever the width.

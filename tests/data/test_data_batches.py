@@ -289,8 +289,20 @@ def test_bad_rows_are_skipped_listed_and_reported(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"rows.jsonl:2: expected .*non-empty answer"):
         make(source, tokenizer)
     path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(DataError, match="at least one usable row"):
+    with pytest.raises(DataError, match="at least one usable row, got none, 1 bad ones; the first: .*rows.jsonl:1: "):
         make(source, tokenizer, on_bad_row="skip")
+    path.write_text("")
+    with pytest.raises(DataError, match="got none at all; look at the files"):
+        make(source, tokenizer)
+
+
+def test_a_source_that_gives_nothing_is_no_mixture(tokenizer):
+    for empty in ({**CHATS, "where": {"kind": "none"}}, {**CHATS, "where": {"kind": "none"}, "weight": 2.0}):
+        with pytest.raises(DataError, match="records: expected at least one usable row of every source of a mixture"):
+            make([CHATS, empty], tokenizer)
+    with pytest.raises(DataError, match="of every source"):
+        make([{**CHATS, "share": 0.5}, {**CHATS, "share": 0.5, "where": {"kind": "none"}}], tokenizer)
+    assert make([CHATS, {**CHATS, "where": {"kind": "none"}, "weight": 0}], tokenizer).report.rows == 40
 
 
 def test_truncation_is_refused_or_counted_on_its_side(tokenizer):

@@ -1,12 +1,15 @@
 """Every data shape, from a record as published to rows."""
 
 import json
+import pathlib
+import re
 
 import pytest
 
+from jaxalign.data import preferences
 from jaxalign.data.intake import as_chat, as_prompt, check_sources, read_rows, texts_of
 from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired, pairs_of
-from jaxalign.data.shapes import SHAPES
+from jaxalign.data.shapes import FIELDS, SHAPES
 from jaxalign.errors import ConfigError, DataError
 
 
@@ -182,10 +185,27 @@ def test_fields_can_be_renamed():
 def test_sources_are_checked_by_name():
     for source, expected in [({"path": "x", "shape": "alpacca"}, "did you mean 'alpaca'"),
                              ({"path": "x", "shape": "text", "wieght": 1}, "did you mean 'weight'"),
-                             ({"shape": "text"}, "either 'path' or 'records'")]:
+                             ({"shape": "text"}, "either 'path' or 'records'"),
+                             ([1], "a data source is a dict such as .* got int 1"),
+                             ({"path": 3, "shape": "text"}, "path=3; expected a path"),
+                             ({"path": "x", "shape": "text", "limit": "x"}, "x: limit='x'; expected a whole number"),
+                             ({"path": "x", "shape": "text", "limit": 0}, "limit=0; expected 1 or more"),
+                             ({"path": "x", "shape": "text", "weight": float("nan")}, "weight=nan; expected a number, 0"),
+                             ({"path": "x", "shape": "text", "share": -1}, "share=-1; expected a number, 0 or above"),
+                             ({"path": "x", "shape": "text", "holdout": 2}, "expected a share between 0 and 1"),
+                             ({"path": "x", "shape": "text", "where": "kind"}, "where='kind'; expected a dict"),
+                             ({"path": "x", "shape": "text", "fields": {"promt": "q"}}, "did you mean 'prompt'"),
+                             ({"path": "x", "shape": "text", "fields": {"roles": "user"}}, "a dict of names")]:
         with pytest.raises(ConfigError, match=expected):
             check_sources(source)
     assert set(SHAPES) >= {"text", "messages", "alpaca", "prompt_response", "sharegpt", "pairs", "rankings", "prompts"}
+
+
+def test_every_field_that_a_reader_picks_can_be_named():
+    folder = pathlib.Path(preferences.__file__).parent
+    code = "".join((folder / name).read_text() for name in ("shapes.py", "preferences.py", "turns.py"))
+    picked = set(re.findall(r'pick\(record, fields, "(\w+)"', code)) | set(re.findall(r'fields.get\("(\w+)"', code))
+    assert picked <= set(FIELDS) and len(picked) > 15
 
 
 def test_rows_stand_in_for_the_kinds_that_need_less():

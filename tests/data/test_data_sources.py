@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -32,10 +33,12 @@ def write_array_record(path):
     writer.close()
 
 
-def write_zst(path):
+def write_zst(path, parts=1):
     import zstandard
 
-    path.write_bytes(zstandard.compress(LINES.encode()))
+    lines = LINES.encode().splitlines(keepends=True)
+    size = -(-len(lines) // parts)
+    path.write_bytes(b"".join(zstandard.compress(b"".join(lines[i:i + size])) for i in range(0, len(lines), size)))
 
 
 WRITERS = {
@@ -43,6 +46,7 @@ WRITERS = {
     "windows.jsonl": lambda p: p.write_bytes(b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode()),
     "a.jsonl.gz": lambda p: p.write_bytes(gzip.compress(LINES.encode())),
     "a.jsonl.zst": write_zst,
+    "frames.jsonl.zst": lambda p: write_zst(p, parts=3),
     "a.json": lambda p: p.write_text(json.dumps(RECORDS), encoding="utf-8"),
     "wrapped.json": lambda p: p.write_text(json.dumps({"version": 1, "examples": RECORDS}), encoding="utf-8"),
     "a.json.gz": lambda p: p.write_bytes(gzip.compress(json.dumps(RECORDS).encode())),
@@ -73,6 +77,22 @@ def test_directories_globs_and_lists_are_read_in_the_order_of_their_names(tmp_pa
         values(tmp_path / "ignored.bin")
 
 
+def test_what_only_lies_beside_the_data_is_left_alone(tmp_path, monkeypatch):
+    data = tmp_path / "set"
+    (data / ".cache").mkdir(parents=True)
+    for name in ("a.jsonl", ".hidden.jsonl", ".cache/b.jsonl"):
+        (data / name).write_text(json.dumps({"text": name}), encoding="utf-8")
+    for name in ("README.md", "LICENSE.txt"):
+        (data / name).write_text("About the set.", encoding="utf-8")
+    assert values(data) == [{"text": "a.jsonl"}]
+    assert values(data / "README.md") == [{"text": "About the set."}]  # asked for by name
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files("~/set") == [str(data / "a.jsonl")]
+    for nothing in ("", None, 3):  # "" would be all that lies below the current folder
+        with pytest.raises(ConfigError, match="expected a file, a directory, a glob"):
+            files(nothing)
+
+
 def test_plain_text_is_one_document_or_lines_or_paragraphs(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\n\nthree\n", encoding="utf-8")
@@ -87,7 +107,12 @@ def test_plain_text_is_one_document_or_lines_or_paragraphs(tmp_path):
 def test_csv_rows_are_dicts(tmp_path):
     (tmp_path / "a.csv").write_text('prompt,type\n"Is it, ""safe""?",x\nshort\n', encoding="utf-8")
     good, bad = read(tmp_path / "a.csv")
-    assert good.value == {"prompt": 'Is it, "safe"?', "type": "x"} and "columns" in str(bad.error)
+    assert good.value == {"prompt": 'Is it, "safe"?', "type": "x"}
+    assert "a.csv:3: expected 2 columns as in the first line, got 1" in str(bad.error)
+    long = "many words, " * 20_000
+    (tmp_path / "b.csv").write_text(f'text,n\n"{long}\nend",1\na,b,c\n', encoding="utf-8")
+    good, bad = read(tmp_path / "b.csv")
+    assert good.line == 2 and good.value["text"] == f"{long}\nend" and bad.line == 4 and "got 3" in str(bad.error)
 
 
 @pytest.mark.parametrize("name, content, line, expected", [
@@ -95,6 +120,8 @@ def test_csv_rows_are_dicts(tmp_path):
     ("a.jsonl", b'{"a": 1}\n\n[1]\n{"a": 2}\n', 3, "JSON object, got list"),
     ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n{"a": 2}\n', 2, "UTF-8 text, got byte 0xff"),
     ("a.json", b'[{"a": 1}, 5, {"a": 2}]', 2, "JSON object, got int"),
+    ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d!"}\n{"a": 2}\n', 2, "half a character"),
+    ("a.json", b'[{"a": 1}, {"a": "\\udE00"}, {"a": 2}]', 2, "half a character"),
 ])
 def test_a_broken_record_is_named_and_the_others_are_read(tmp_path, name, content, line, expected):
     path = tmp_path / name
@@ -114,12 +141,32 @@ def test_a_broken_record_is_named_and_the_others_are_read(tmp_path, name, conten
     ("a.jsonl.gz", gzip.compress(LINES.encode() * 50)[:-20], None),
     ("a.jsonl.zst", b"not zstandard", None),
     ("a.parquet", b"not parquet", None),
+    ("a.array_record", b"not an array record", None),
 ])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name, content, line):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         values(tmp_path / name)
     assert caught.value.line == line and caught.value.path.endswith(name)
+
+
+def test_both_halves_of_a_character_are_one(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\\ud83d\\ude00"}\n')
+    assert values(tmp_path / "a.jsonl") == [{"a": "😀"}]
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999])
+def test_a_compressed_file_that_breaks_off_is_no_shorter_file(tmp_path, kept):
+    import zstandard
+
+    whole = zstandard.compress(b"".join(json.dumps({"n": n, "x": os.urandom(40).hex()}).encode() + b"\n"
+                                        for n in range(5000)))
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[:int(len(whole) * kept)])
+    seen = 0
+    with pytest.raises(DataError, match="breaks off in the middle"):
+        for _ in read(tmp_path / "a.jsonl.zst"):
+            seen += 1
+    assert seen > 1000  # what could be read was; it is the silence that would be wrong
 
 
 def test_splits_are_disjoint_whole_and_do_not_move(tmp_path):

@@ -221,7 +221,8 @@ def test_what_has_no_figure_is_an_error_that_says_what_has(made, tmp_path):
 
 def test_bad_rows_are_skipped_and_counted(made, tmp_path):
     path = write(tmp_path / "some.jsonl", [{"text": LINES[0]}, {"words": 1}])
-    assert evaluate_checkpoint(made / "policy", f"{path}:text")[f"{path}:text"]["rows_skipped"] == {"value": 1, "n": 2}
+    skipped = evaluate_checkpoint(made / "policy", f"{path}:text")[f"{path}:text"]["rows_skipped"]
+    assert (skipped["value"], skipped["n"]) == (1, 2) and skipped["first"].startswith(f"{path}:")
 
 
 def test_the_command_prints_and_writes_every_figure(made, tmp_path, capsys):
@@ -240,3 +241,21 @@ def test_a_ratio_is_drawn_by_item():
     assert bootstrap_ratio([2, 4], [1, 2])[1:] == (2.0, 2.0)
     with pytest.raises(ValueError, match="denominators"):
         bootstrap_ratio([1, 2], [0, 0])
+
+
+def test_what_is_skipped_and_what_cannot_work_is_told(made, tmp_path, capsys):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"text": "the quick brown fox"}\n{"text": 3}\n')
+    evaluate = ["evaluate", f"--checkpoint={made / 'policy'}", f"{path}:text"]
+    assert main(evaluate) == 0
+    assert f"1 rows of {path}:text were skipped, the first: {path}:2: expected field 'text'" in capsys.readouterr().out
+    # Before anything is measured.
+    assert main([*evaluate, f"{tmp_path}/none.jsonl:text"]) == 2
+    assert main([*evaluate, f"--json={tmp_path}/none/figures.json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "none.jsonl: expected a file" in err and "no such folder to write to" in err
+
+
+def test_a_reward_model_does_not_talk(made):
+    with pytest.raises(CheckpointError, match="expected a language model, this is a reward model"):
+        Assistant.load(made / "reward")

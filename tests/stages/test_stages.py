@@ -1,5 +1,6 @@
 """What a stage takes over, what it refuses, and a loss of one's own."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,13 +9,19 @@ import numpy as np
 import pytest
 import tiny_stages
 
+from jaxalign.data.tokenizer import train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
-from jaxalign.models.transformer import ModelConfig
+from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.reduce import reduce
+from jaxalign.pipeline import pipeline_config, run_pipeline
 from jaxalign.sharding import make_mesh
+from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
 from jaxalign.stages.candidates import most_different
 from jaxalign.train.checkpoint import load_params, read_meta
+from jaxalign.train.optimizer import make_optimizer
+from jaxalign.train.state import create_state
+from jaxalign.train.step import make_train_step
 
 OBJECTIVE = '''
 import jax.numpy as jnp
@@ -183,10 +190,107 @@ def test_the_assistant_of_a_checkpoint_talks_and_knows_its_tokenizer():
 def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys):
     stage = made(name, tmp_path, preview=True)
     shown = capsys.readouterr().out
-    assert "positions count in the loss" in shown
+    assert ("what counts in the loss is drawn later" if name == "grpo" else "positions count in the loss") in shown
     assert ("⟦" in shown) == (name != "grpo")
     # Looking at a row does not use it up.
     assert stage.train_data.get_state() == made(name, tmp_path, preview=False).train_data.get_state()
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    (dict(microbatches=0), "microbatches=0: expected 1 or more"), (dict(log_every=0), "log_every=0: expected 1 or more"),
+    (dict(keep=0), "keep=0: expected 1 or more"), (dict(steps=-3), "steps=-3: expected 0 or more"),
+    (dict(model=dict(num_layers=0)), "model.num_layers=0: expected 1 or more"),
+    (dict(optimizer=dict(peak_lr=-1.0)), "optimizer.peak_lr=-1.0: expected 0 or more"),
+    (dict(optimizer=dict(name="adam")), "optimizer.name='adam' must be one of"),
+    (dict(optimizer=dict(schedule="cosin")), "optimizer.schedule='cosin' must be one of"),
+    (dict(data=dict(train=["x.jsonl"])), "a data source is a dict such as .* got str 'x.jsonl'"),
+])
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, changes, expected):
+    with pytest.raises(ConfigError, match=expected):
+        train_stage(tiny_stages.config("sft", **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_config_of_the_other_kind_names_the_other_command(tmp_path):
+    chain = pipeline_config(sft=tiny_stages.config("sft"))
+    with pytest.raises(ConfigError, match="a pipeline's, a chain of stages; run it with jaxalign pipeline"):
+        train_stage(chain, tmp_path)
+    with pytest.raises(ConfigError, match=r"of one stage \(sft\).* run it with jaxalign train"):
+        run_pipeline(tiny_stages.config("sft"), tmp_path)
+
+
+def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
+    for rate in (1e-2, 1e-2, 2e-2):
+        train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert shown.count("found a checkpoint: nothing is left to do") == 2
+    assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
+
+
+def test_a_model_shape_that_init_from_overrules_is_said(tmp_path, capsys):
+    made("sft", tmp_path, model=dict(width=512, num_layers=4, dtype="bfloat16"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "is not used" in line]
+    assert len(said) == 1 and said[0].startswith("sft: config.model.width=512 is not used; the model of ")
+    assert said[0].endswith(" has 16")
+
+
+def test_a_tokenizer_larger_than_the_models_embedding_is_refused(tmp_path):
+    texts = [f"{word} {word[::-1]} number {n}" for n, word in enumerate(["stone", "river", "mountain", "forest"] * 40)]
+    large = train_tokenizer(texts, tmp_path / "large.model", vocab_size=400, model_type="bpe")
+    assert large.vocab_size > 320
+    with pytest.raises(CheckpointError, match="has [0-9]+ pieces, the model of .* embeds 320; use a tokenizer"):
+        made("sft", tmp_path, tokenizer=str(tmp_path / "large.model"), allow_other_tokenizer=True)
+
+
+def test_the_logits_of_a_batch_are_never_there_at_once(tmp_path, monkeypatch):
+    """Of the step that a config compiles, without a word about chunks in it."""
+    B, T, V = 8, 32, 4096
+    monkeypatch.setattr(stage_module, "LOGITS", B * 4 * V)
+
+    def temporary(**changes):
+        stage = made("pretrain", tmp_path, batch_size=B, length=T, **changes)
+        # As many pieces as a real tokenizer has; this one knows 320.
+        stage.model_config = dataclasses.replace(stage.model_config, vocab_size=V)
+        stage.graphdef, stage.abstract = stage_module.split_abstract(Transformer, stage.model_config)
+        optimizer, schedule = make_optimizer(stage.config.optimizer, 4)
+        state = create_state(stage.init, optimizer, jax.random.key(0), stage.mesh)
+        step = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule), donate_argnums=0)
+        compiled = step.lower(state, stage.frozen, stage.next_batches(state)[0][0]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary() < B * T * V * 4 < temporary(logits_chunk=T)
+
+
+@pytest.mark.parametrize("unfinished", [0.0, -0.5])
+def test_a_response_that_was_cut_earns_what_the_config_says(tmp_path, unfinished):
+    stage = made("grpo", tmp_path, unfinished_reward=unfinished, samples_per_prompt=2, advantage_scale="none")
+    policy = jax.jit(stage.init)(jax.random.key(0))["policy"]
+    B, T = 4, 8
+    batch = {f"{name}_BT": np.ones((B, T), np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
+    batch |= {"mask_BT": np.ones((B, T), np.float32), "sampler_logp_BT": np.zeros((B, T), np.float32),
+              "reward_B": np.array([1.0, 1.0, 0.0, 1.0], np.float32),
+              "finished_B": np.array([1, 0, 1, 1], np.float32)}  # the second had said the right thing, and then went on
+    made_of, _ = stage.targets({"policy": policy}, {"reference": policy}, batch)
+    np.testing.assert_allclose(made_of["reward_B"], [1.0, unfinished, 0.0, 1.0])
+    half = (1.0 - unfinished) / 2
+    np.testing.assert_allclose(made_of["advantage_BT"][:, 0], [half, -half, -0.5, 0.5], rtol=1e-6)
+
+
+def test_what_became_of_the_data_is_said_and_stands_in_every_line(tmp_path, capsys):
+    rows = [{"prompt": f"{a}+1?", "answer": "four " * (1 + 40 * (a % 4 == 0))} for a in range(12)]
+    path = tiny_stages.jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "x", "answer": ""}])
+    source = dict(path=str(path), shape="prompt_response")
+    data = dict(train=[source], dev=[source], on_bad_row="skip")
+    summary = train_stage(tiny_stages.config("sft", steps=2, data=data), tmp_path / "run")
+    shown = capsys.readouterr().out
+    for split, listed in (("train", "bad_rows.jsonl"), ("dev", "bad_dev_rows.jsonl")):
+        line, = (line for line in shown.splitlines() if line.startswith(f"sft {split} data: 12 rows, "))
+        assert "1 bad row skipped; truncated 3 right, 0 left" in line
+        assert line.endswith(f"listed in {tmp_path / 'run' / listed}")
+        assert json.loads((tmp_path / "run" / listed).read_text())["line"] == 13
+    assert "truncated 25.0%" in shown
+    assert [row["truncated"] for row in tiny_stages.metrics(tmp_path / "run") if "loss" in row] == [0.25, 0.25]
+    assert summary["data"]["train"] == {"rows": 12, "bad": 1, "truncated": 0.25}
 
 
 def test_grades_that_are_no_steps_are_refused(tmp_path):

@@ -37,3 +37,13 @@ def test_mistakes_are_one_message(flags, capsys):
     assert "vocab_size=10 is below" in capsys.readouterr().err
     assert main([*flags, "--config.data.train[0].path=nowhere/*.txt"]) == 2
     assert "nowhere/*.txt" in capsys.readouterr().err
+
+
+def test_bad_rows_stop_it_or_are_skipped_listed_and_told(flags, tmp_path, capsys):
+    with open(tmp_path / "text.jsonl", "a") as file:
+        file.write('{"text": "cut off\n')
+    assert main(flags) == 2 and f"text.jsonl:{len(WORDS) * 3 + 1}: expected a JSON object" in capsys.readouterr().err
+    assert main([*flags, "--config.data.on_bad_row=skip"]) == 0
+    listed = tmp_path / "tokenizer" / "bad_rows.jsonl"
+    assert f"tokenizer: 1 bad rows skipped, listed in {listed}" in capsys.readouterr().out
+    assert json.loads(listed.read_text())["line"] == len(WORDS) * 3 + 1

@@ -115,5 +115,24 @@ def test_damage_is_said_to_be_damage(saved, tmp_path):
     shutil.copytree(saved[0] / "checkpoints" / "5", copy)
     for file in (copy / "meta").iterdir():
         file.write_bytes(b"\x00nonsense")
-    with pytest.raises(CheckpointError, match="cannot be read .*the file is damaged"):
+    with pytest.raises(CheckpointError, match="cannot be read .*it is damaged"):
         read_meta(copy)
+
+
+def test_an_optimizer_of_another_kind_does_not_go_on(saved):
+    checkpointer = Checkpointer(saved[0], keep=2)
+    for other in (optax.sgd(1e-3), optax.adam(1e-3, mu_dtype=jnp.bfloat16)):
+        with pytest.raises(CheckpointError, match="its optimizer holds .* arrays, config.optimizer makes .*, not the same"):
+            checkpointer.restore(create_state(init, other, jax.random.key(0), ONE))
+    checkpointer.close()
+
+
+def test_a_checkpoint_that_lost_a_part_is_damaged(saved, tmp_path):
+    shutil.copytree(saved[0] / "checkpoints" / "5", tmp_path / "checkpoints" / "5")
+    shutil.rmtree(tmp_path / "checkpoints" / "5" / "params")
+    with pytest.raises(CheckpointError, match="cannot be read .* it is damaged"):
+        load_params(find(tmp_path), "policy", tiny_models.abstract(CONFIG)[1])
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read .* it is damaged"):
+        checkpointer.restore(state())
+    checkpointer.close()

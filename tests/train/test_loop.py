@@ -75,7 +75,7 @@ def rows(workdir):
 
 
 @pytest.mark.parametrize("per_call", [1, 2])
-def test_a_run_that_breaks_off_goes_on_from_its_checkpoint_as_if_it_had_not(tmp_path, per_call):
+def test_a_run_that_breaks_off_goes_on_from_its_checkpoint_as_if_it_had_not(tmp_path, per_call, capsys):
     whole, broken = Counting(per_call), Counting(per_call, fail_at=8)
     config = settings(checkpoint_every=4, eval_every=4)
     fit(whole, tmp_path / "whole", config, MESH)
@@ -84,6 +84,7 @@ def test_a_run_that_breaks_off_goes_on_from_its_checkpoint_as_if_it_had_not(tmp_
     assert find(tmp_path / "broken").name == "8"  # what was being written when it broke off was finished
     again = Counting(per_call)
     result = fit(again, tmp_path / "broken", config, MESH)
+    assert "counting  8/10  found a checkpoint: goes on from step 8" in capsys.readouterr().out
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
     assert result.steps == 10 and result.tokens == 80 and again.started == 1
     assert result.before == {"w": rows(tmp_path / "whole")[0]["dev/w"]} and 0 not in again.evaluated

@@ -132,26 +132,39 @@ def test_a_terminal_gets_one_live_line_with_everything(tmp_path):
     assert text.endswith("\x1b[?25h")  # the cursor is shown again
 
 
-def scalars_of(folder):
-    """(step, tag, value) of every scalar in the event files: TFRecord frames around protobuf events."""
+def events_of(data):
+    """The events of a file: protobufs in TFRecord frames, each with its checksums."""
     from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
 
-    found = []
-    for file in sorted((folder / "tensorboard").glob("events*")):
-        data = file.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
-            found += [(event.step, value.tag, round(value.simple_value, 4)) for value in event.summary.value]
-            data = data[16 + length :]
-    return found
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        body = data[12 : 12 + length]
+        assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8])
+        assert struct.unpack("<I", data[12 + length : 16 + length])[0] == masked_crc32c(body)
+        yield event_pb2.Event.FromString(body)
+        data = data[16 + length :]
+
+
+def scalars_of(folder):
+    """(step, tag, value) of every scalar in the event files."""
+    files = sorted((folder / "tensorboard").glob("events*"))
+    return [(event.step, value.tag, round(value.simple_value, 4)) for file in files
+            for event in events_of(file.read_bytes()) for value in event.summary.value]
 
 
 def test_event_files_hold_the_scalars(tmp_path):
     with MetricsWriter(tmp_path, name="sft", total_steps=2, console=plain()) as metrics:
         metrics.write(1, {"loss": 0.5, "bad": math.nan})
         metrics.write(2, {"loss": 0.25})
-    assert scalars_of(tmp_path) == [(1, "loss", 0.5), (2, "loss", 0.25)]
+        assert scalars_of(tmp_path) == [(1, "loss", 0.5), (2, "loss", 0.25)]  # at once: the run may be killed
+    # A resumed run writes a file of its own, behind the first in the order of the names, that hides the lost steps.
+    with MetricsWriter(tmp_path, name="sft", total_steps=3, resume_step=1, console=plain()) as metrics:
+        metrics.write(2, {"loss": 0.125})
+    assert scalars_of(tmp_path)[2:] == [(2, "loss", 0.125)]
+    last = sorted((tmp_path / "tensorboard").iterdir())[-1].read_bytes()
+    starts = [event.step for event in events_of(last) if event.session_log.status]
+    assert starts == [2]
 
 
 def test_imports_give_no_warning_and_event_files_are_imported_late():
@@ -165,3 +178,17 @@ def test_closing_twice_and_after_an_error(tmp_path):
         raise ZeroDivisionError
     metrics.close()
     assert len(rows(tmp_path)) == 1
+
+
+def test_the_time_left_leaves_the_compiling_out(tmp_path, monkeypatch):
+    clock, console = [0.0], plain()
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with MetricsWriter(tmp_path, name="sft", total_steps=100, resume_step=10, seconds_between_lines=0,
+                       console=console) as metrics:
+        metrics.say("10/100  found a checkpoint: goes on from step 10")
+        for step, seconds in ((20, 60), (30, 61), (50, 63)):  # a minute of compiling, then ten steps a second
+            clock[0] = seconds
+            metrics.write(step, {"loss": 1.0}, tokens=1)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "sft  10/100  found a checkpoint: goes on from step 10"
+    assert re.findall(r"ETA (.*)", console.file.getvalue()) == ["8 min 00 s", "7 s", "5 s"]

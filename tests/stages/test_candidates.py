@@ -1,0 +1,81 @@
+"""Candidates: answers of one policy, graded by a judge with noise; grades that are equal are ties."""
+
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxalign.stages.candidates import rank
+
+
+class Assistant:
+    """Says what it is told to, in turn; a token a letter."""
+
+    tokenizer = types.SimpleNamespace(encode=list)
+
+    def __init__(self, *texts):
+        self.texts, self.asked = texts, None
+
+    def reply(self, conversations, **options):
+        self.asked, self.options = conversations, options
+        return [self.texts[n % len(self.texts)] for n in range(len(conversations))]
+
+
+def prompt(n=0, **more):
+    return {"prompt": f"question {n}", "messages": [{"role": "user", "content": f"question {n}"}], "gold": {"n": n}, **more}
+
+
+def settings(**changes):
+    return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperature=0.7) | changes)
+
+
+SCORES = {"best": 0.94, "good": 0.86, "as good": 0.91, "bad": 0.12}
+
+
+def judge(prompt, answer, gold):
+    return SCORES[answer]
+
+
+def test_grades_in_steps_tie_what_is_nearly_alike():
+    (row,), _ = rank(Assistant(*SCORES), [prompt(kind="fact")], judge, noise=0.0, seed=0, config=settings())
+    # In steps of 0.1: 0.9, 0.9, 0.9, 0.1; by the score alone all four would differ.
+    assert dict(zip(row["answers"], row["ranks"])) == {"best": 0, "good": 0, "as good": 0, "bad": 1}
+    assert dict(zip(row["answers"], row["scores"])) == SCORES and row["kind"] == "fact"
+    (fine,), _ = rank(Assistant(*SCORES), [prompt()], judge, noise=0.0, seed=0, config=settings(grade=1e-9))
+    assert dict(zip(fine["answers"], fine["ranks"])) == {"best": 0, "as good": 1, "good": 2, "bad": 3}
+
+
+def test_every_prompt_is_asked_as_often_as_it_says_and_the_judge_sees_its_own():
+    seen = []
+
+    def watch(text, answer, gold):
+        seen.append((text, gold["n"]))
+        return SCORES[answer]
+
+    assistant = Assistant(*SCORES)
+    ranked, drawn = rank(assistant, [prompt(0), prompt(1)], watch, noise=0.0, seed=5, config=settings())
+    assert [messages[0]["content"] for messages in assistant.asked] == ["question 0"] * 4 + ["question 1"] * 4
+    assert assistant.options == {"seed": 5, "temperature": 0.7}
+    assert seen == [("question 0", 0)] * 4 + [("question 1", 1)] * 4 and len(ranked) == 2
+    assert drawn == 2 * sum(len(text) + 1 for text in SCORES)  # each with its end
+
+
+def test_a_prompt_with_less_than_two_different_answers_gives_no_ranking():
+    for texts in (("best",), ("", "best"), ("",)):
+        assert rank(Assistant(*texts), [prompt()], judge, noise=0.0, seed=0, config=settings())[0] == []
+    (row,), _ = rank(Assistant("best", "bad", "best", ""), [prompt()], judge, noise=0.0, seed=0, config=settings())
+    assert sorted(row["answers"]) == ["bad", "best"]
+
+
+def test_noise_makes_two_answers_a_bradley_terry_draw():
+    scores = {"a": 0.3, "b": 0.0}
+    rows = [prompt(n) for n in range(4000)]
+    ranked, _ = rank(Assistant("a", "b"), rows, lambda prompt, answer, gold: scores[answer], noise=0.3, seed=1,
+                     config=settings(samples_per_prompt=2, grade=1e-6))
+    first = np.mean([row["ranks"][row["answers"].index("a")] == 0 for row in ranked])
+    # P(a before b) = σ((0.3 − 0) / 0.3)
+    assert first == pytest.approx(1 / (1 + np.exp(-1.0)), abs=0.02)
+    again, _ = rank(Assistant("a", "b"), rows, lambda prompt, answer, gold: scores[answer], noise=0.3, seed=1,
+                    config=settings(samples_per_prompt=2, grade=1e-6))
+    assert again == ranked
