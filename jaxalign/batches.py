@@ -36,6 +36,7 @@ VOCABULARY: dict[str, str] = {
     "advantage_BT": "advantage of the target over the policy's average, reward units or whitened",
     "returns_BT": "what value_BT should have been, reward units",
     "reward_B": "reward of the whole response",
+    "budget_B": "the most tokens that the response could have had, float32",
     # R ranked answers to one prompt.
     "score_BR": "reward model's score of each answer; gradient flows",
     "ranks_BR": "rank of each answer, 0 the best, equal ranks are a tie, int32",
@@ -50,6 +51,11 @@ VOCABULARY: dict[str, str] = {
     "rejected_ref_B": "rejected_logp_B under the frozen reference policy",
     "chosen_length_B": "tokens in the preferred answer, float32",
     "rejected_length_B": "tokens in the other answer, float32",
+    # Single answers, each liked or not.
+    "logp_B": "log-probability of the answer, summed over its tokens, nats; gradient flows",
+    "ref_logp_B": "logp_B under the frozen reference policy",
+    "desirable_B": "1 where the answer was liked, 0 where it was not, float32",
+    "reference_point_B": "KTO's z₀ of the batch, nats, the same in every row",
     "weight_B": "1 where the row counts, else 0, float32",
 }
 

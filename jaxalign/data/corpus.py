@@ -96,9 +96,33 @@ class RankingCorpus:
         batch = {f"{name}_BRT": a.reshape(rows, answers, self.length) for name, a in arrays.items()}
         batch["ranks_BR"] = ranks
         batch["answer_mask_BR"] = (member >= 0).astype(np.float32)
+        batch["sequence_BR"] = member.astype(np.int32)
         if self.pairs:
             batch["margin_B"] = np.zeros(rows, np.float32)
             batch["margin_B"][row] = self.margins[items]
+        return batch
+
+
+    def lone(self, numbers, rows):
+        """Sequences by number, one a row, in `rows` rows: an array each by name, without suffix."""
+        place, none = np.arange(len(numbers)), np.zeros(len(numbers), np.int64)
+        return assemble(self.sequences, self.sequences.start[numbers], self.sequences.size[numbers] - 1, place, none,
+                        none + 1, rows, self.length, self.pad_id)
+
+
+class UnpairedCorpus(RankingCorpus):
+    """kind="unpaired": each item is an answer and, in second place and never counted, its prompt with another's answer."""
+
+    def __init__(self, sequences, members, desirable, length, pad_id):
+        super().__init__(sequences, members, [[]] * len(members), np.zeros(len(members)), 2, length, pad_id, pairs=False)
+        self.desirable = np.asarray(desirable, np.float32)
+
+    def batch(self, items, row, rows, column=None):
+        batch = super().batch(items, row, rows, column)
+        del batch["ranks_BR"]
+        batch["answer_mask_BR"][:, 1] = 0.0
+        batch["desirable_B"] = np.zeros(rows, np.float32)
+        batch["desirable_B"][row] = self.desirable[items]
         return batch
 
 

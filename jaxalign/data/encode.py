@@ -1,9 +1,9 @@
 """Rows → tokenised corpora, one function a kind of batch; everything cut or refused is in the intake's report."""
 
 from jaxalign.data.chat import check_mask, check_prefix_stable, render
-from jaxalign.data.corpus import PromptCorpus, RankingCorpus, Sequences, TokenCorpus
+from jaxalign.data.corpus import PromptCorpus, RankingCorpus, Sequences, TokenCorpus, UnpairedCorpus
 from jaxalign.data.intake import as_chat, as_prompt
-from jaxalign.data.rows import Ranking, Text, pairs_of
+from jaxalign.data.rows import Ranking, Text, Unpaired, pairs_of
 from jaxalign.errors import ConfigError, DataError
 
 
@@ -66,6 +66,50 @@ def rankings(rows, tokenizer, intake, *, length, truncate, template, pairs, max_
             origin.append(source)
     answers = 2 if pairs else max_answers or max(map(len, members), default=2)
     return RankingCorpus(sequences.freeze(), members, ranks, margins, answers, length, tokenizer.pad_id, pairs), origin
+
+
+def unpaired(rows, tokenizer, intake, *, length, truncate, template):
+    """Single answers, each liked or not; of a pair that people ordered, the better one was liked and the worse one not
+    (arXiv:2402.01306). Each comes with the same prompt's continuation by another prompt's answer, for KTO's
+    reference point. Returns (UnpairedCorpus, source number per item)."""
+    judged, desirable, origin = [], [], []
+    for source, row in rows:
+        try:
+            if isinstance(row, Unpaired):
+                alone = Ranking(row.path, row.line, row.messages, [row.answer], [0])
+                found = [(_answers(alone, tokenizer, length, truncate, template, intake.report)[0], row.desirable)]
+            elif isinstance(row, Ranking):
+                encoded = _answers(row, tokenizer, length, truncate, template, intake.report)
+                found = [(encoded[i], i == pair[0]) for pair in pairs_of(row) for i in pair[:2]]
+            else:
+                raise DataError(row.path, row.line, "answers that were liked or not", type(row).__name__.lower(),
+                                "choose the shape 'unpaired', 'pairs' or 'rankings'")
+        except DataError as error:
+            intake.bad(error)
+            continue
+        intake.report.rows += 1
+        judged += [answer for answer, _ in found]
+        desirable += [liked for _, liked in found]
+        origin += [source] * len(found)
+    sequences = Sequences()
+    members = [[sequences.add(*answer), sequences.add(*other)] for answer, other in zip(judged, _mismatched(judged, length))]
+    return UnpairedCorpus(sequences.freeze(), members, desirable, length, tokenizer.pad_id), origin
+
+
+def _mismatched(judged, length):
+    """Each prompt with the next row's answer to a different prompt, as (ids, mask)."""
+    start = [mask.index(1) for _, mask in judged]
+    parts = [(ids[:s], (ids[s:], mask[s:])) for (ids, mask), s in zip(judged, start)]
+    made = []
+    for n, (prompt, _) in enumerate(parts):
+        others = (parts[(n + k) % len(parts)] for k in range(1, len(parts)))
+        ids, mask = next((answer for other, answer in others if other != prompt), (None, None))
+        if ids is None:
+            raise ConfigError("KTO's reference point needs answers to at least two different prompts; got one prompt only")
+        cut = max(0, len(prompt) + len(ids) - (length + 1))
+        prompt = prompt[:1] + prompt[1 + min(cut, len(prompt) - 2):]  # <s> and the assistant's header stay
+        made.append(((prompt + ids)[:length + 1], ([0] * len(prompt) + mask)[:length + 1]))
+    return made
 
 
 def prompts(rows, tokenizer, intake, *, length, truncate, template):

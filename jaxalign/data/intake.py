@@ -6,7 +6,7 @@ import json
 import pathlib
 
 from jaxalign.data import sources as files
-from jaxalign.data.rows import Chat, Prompt, Ranking, Text
+from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired
 from jaxalign.data.shapes import SHAPES
 from jaxalign.data.turns import strip_end
 from jaxalign.errors import ConfigError, DataError
@@ -136,12 +136,16 @@ def _strip(row, ending):
         row.messages = strip_end(row.messages, ending)
         if isinstance(row, Ranking):
             row.answers = [strip_end(a, ending) for a in row.answers]
+        if isinstance(row, Unpaired):
+            row.answer = strip_end(row.answer, ending)
 
 
 def _note_markers(row, report):
     last = row.text if isinstance(row, Text) else row.messages[-1]["content"] if row.messages else ""
     if isinstance(row, Ranking):
         last = row.answers[0][-1]["content"]
+    elif isinstance(row, Unpaired):
+        last = row.answer[-1]["content"]
     if isinstance(last, str) and (last := last.rstrip()).endswith(_MARKERS):
         marker = next(m for m in _MARKERS if last.endswith(m))
         report.markers[marker] = report.markers.get(marker, 0) + 1
@@ -157,10 +161,17 @@ def texts_of(sources):
                 yield from (m["content"] for m in row.messages)
             if isinstance(row, Ranking):
                 yield from (m["content"] for answer in row.answers for m in answer)
+            elif isinstance(row, Unpaired):
+                yield from (m["content"] for m in row.answer)
 
 
 def as_chat(row):
     """The conversation to learn from: of a ranking, with its best answer (supervised learning on what was chosen)."""
+    if isinstance(row, Unpaired):
+        if not row.desirable:
+            raise DataError(row.path, row.line, "an answer worth learning", "one that was not liked",
+                            "where={'label': True}, or on_bad_row='skip'")
+        return Chat(row.path, row.line, [*[{**m, "train": False} for m in row.messages], *row.answer])
     if isinstance(row, Ranking):
         best = row.answers[min(range(len(row.ranks)), key=row.ranks.__getitem__)]
         return Chat(row.path, row.line, [*[{**m, "train": False} for m in row.messages], *best])
@@ -174,7 +185,7 @@ def as_prompt(row):
     """What is to be answered: of a conversation, all before its last assistant turn, whose text is the answer."""
     if isinstance(row, Prompt):
         return row
-    if isinstance(row, Ranking):
+    if isinstance(row, (Ranking, Unpaired)):
         return Prompt(row.path, row.line, row.messages, None, row.record)
     if isinstance(row, Chat):
         last = max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=None)

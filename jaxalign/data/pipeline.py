@@ -5,6 +5,10 @@ What a batch holds, B rows of T positions; every target is already the next toke
     tokens     tokens_BT, targets_BT, mask_BT, positions_BT (from 0 a document), segment_ids_BT (from 1; 0 padding)
     rankings   the same with R answers a row (tokens_BRT …), ranks_BR (0 best, equal = tie), answer_mask_BR
     pairs      the same with R = 2, the chosen answer first, and margin_B
+    unpaired   the same with R = 2 but no ranks: an answer, and for KTO's reference point, with answer_mask_BR 0, its
+               prompt with an answer to another one; desirable_B: 1 liked, 0 not
+
+               (of these three also sequence_BR: the number of each answer among the corpus's sequences, −1 for none)
     prompts    tokens_BP padded on the left and ending with the assistant's header, length_B, and "rows": a list of
                {"messages", "prompt", "answer", "record", and the record's own fields}, None for a row of padding
 """
@@ -20,7 +24,7 @@ from jaxalign.data.intake import Intake, check_sources, read_rows
 from jaxalign.data.packing import best_fit
 from jaxalign.errors import CheckpointError, ConfigError, DataError
 
-KINDS = ("tokens", "rankings", "pairs", "prompts")
+KINDS = ("tokens", "rankings", "pairs", "unpaired", "prompts")
 
 
 def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit", seed=0, shuffle=True, repeat=True,
@@ -38,8 +42,8 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         which "holdout"=0.05 of the records), "where" (field values to match), "limit" (records), "documents" (plain
         text a "file", "line" or "paragraph"), "strip_end" (a literal end marker to take off).
       tokenizer: Tokenizer.
-      kind: "tokens", "rankings", "pairs" or "prompts"; what each holds stands above. Shapes
-        that hold more than a kind needs are accepted: rankings as pairs or as conversations, conversations as prompts.
+      kind: "tokens", "rankings", "pairs", "unpaired" or "prompts"; what each holds stands above. Shapes that hold more
+        than a kind needs are accepted: rankings as pairs, as single answers or as conversations, conversations as prompts.
       batch_size: rows of the global batch, over all processes.
       length: positions a row (T), or for prompts the prompt's budget (P).
       packing: "best_fit" or "none"; only tokens are packed.
@@ -98,6 +102,8 @@ def _tokenise(sources, tokenizer, intake, kind, length, truncate, template, max_
         return encode.tokens(rows(), tokenizer, intake, **options)
     if kind == "prompts":
         return encode.prompts(rows(), tokenizer, intake, **options)
+    if kind == "unpaired":
+        return encode.unpaired(rows(), tokenizer, intake, **options)
     return encode.rankings(rows(), tokenizer, intake, **options, pairs=kind == "pairs", max_answers=max_answers)
 
 
@@ -174,7 +180,7 @@ class BatchIterator(grain.DatasetIterator):
         self._plan, self._batch_size, self._repeat = plan, batch_size, repeat
         self._local = batch_size // process_count
         self._first = process_index * self._local
-        self.report = report
+        self.report, self.corpus = report, plan.corpus
         self._load(0)
         self._row = 0
         self.rows_per_epoch = self._rows

@@ -1,6 +1,6 @@
 """Readers of human preferences: pairs and K-way rankings, as their authors published them."""
 
-from jaxalign.data.rows import Ranking
+from jaxalign.data.rows import Ranking, Unpaired
 from jaxalign.data.turns import pick, prompt_messages, read_transcript, read_turns
 
 
@@ -42,6 +42,26 @@ def rankings(record, fields):
         raise record.bad(f"as many ranks as answers ({len(answers)})", str(len(values)))
     return [Ranking(record.path, record.line, prompt_messages(record, fields), answers, _dense(values),
                     record=record.value)]
+
+
+def unpaired(record, fields):
+    """{"messages" ending with the answer, or "prompt" and "completion"; "label": true or 1 where it was liked}."""
+    turns = pick(record, fields, "messages", ("messages", "conversations"), list, required=False)
+    if turns is not None:
+        turns = read_turns(turns, record, fields)
+        prompt, answer = turns[:-1], turns[-1:]
+    else:
+        answer = pick(record, fields, "completion", ("completion", "response", "answer"), (str, list))
+        answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else read_turns(answer, record, fields)
+        prompt = prompt_messages(record, fields)
+    _check_answer("completion" if turns is None else "messages", answer, record)
+    if not prompt:
+        raise record.bad("a prompt before the answer", "the answer alone")
+    name = fields.get("label", "label")
+    label = record.value.get(name)
+    if not isinstance(label, (bool, int)) or label not in (0, 1):
+        raise record.bad(f"{name!r} as true or false", repr(label)[:60], "name it with fields={'label': ...}")
+    return [Unpaired(record.path, record.line, prompt, answer, bool(label), record.value)]
 
 
 def oasst_trees(record, fields):

@@ -1,4 +1,4 @@
-"""What every data shape is turned into: four kinds of row, each knowing the file and line it came from."""
+"""What every data shape is turned into: five kinds of row, each knowing the file and line it came from."""
 
 import dataclasses
 
@@ -38,6 +38,16 @@ class Ranking(Row):
     answers: list
     ranks: list
     pairs: list | None = None
+    record: dict | None = None
+
+
+@dataclasses.dataclass
+class Unpaired(Row):
+    """One answer to a conversation (`answer`: a list of messages), and whether people liked it."""
+
+    messages: list
+    answer: list
+    desirable: bool
     record: dict | None = None
 
 

@@ -79,6 +79,7 @@ SHAPES = {
     "prompt_response": prompt_response,
     "pairs": preferences.pairs,
     "rankings": preferences.rankings,
+    "unpaired": preferences.unpaired,
     "oasst_trees": preferences.oasst_trees,
     "finegrained_qa": preferences.finegrained_qa,
     "prompts": prompts,

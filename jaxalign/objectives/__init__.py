@@ -4,7 +4,11 @@ from jaxalign.objectives.bradley_terry import bradley_terry, pairwise_ranking, p
 from jaxalign.objectives.cross_entropy import cross_entropy
 from jaxalign.objectives.dpo import dpo
 from jaxalign.objectives.grpo import grpo
+from jaxalign.objectives.ipo import ipo
+from jaxalign.objectives.kto import kto
+from jaxalign.objectives.orpo import orpo
 from jaxalign.objectives.ppo import ppo
+from jaxalign.objectives.simpo import simpo
 
 OBJECTIVES = {
     "cross_entropy": cross_entropy,
@@ -12,6 +16,10 @@ OBJECTIVES = {
     "plackett_luce": plackett_luce,
     "pairwise_ranking": pairwise_ranking,
     "dpo": dpo,
+    "ipo": ipo,
+    "kto": kto,
+    "orpo": orpo,
+    "simpo": simpo,
     "ppo": ppo,
     "grpo": grpo,
 }

@@ -78,7 +78,11 @@ class Stage:
 
     def next_batches(self, state):
         """([one batch], figures to log beside the loss)."""
-        return [arrays(next(self.train_data))], {}
+        return [self.prepared(next(self.train_data), "train")], {}
+
+    def prepared(self, batch, split):
+        """A batch of the "train" or "dev" data as the loss takes it."""
+        return arrays(batch)
 
     def folded(self, batch):
         """The batch, its rows packed for the forward pass where that can be: `data/folding.py`.
@@ -152,18 +156,22 @@ class Stage:
         """The objective's terms and metrics over the dev data, each divided once over all of it."""
         if not self.dev_data:
             return {}
-        if self._dev is None:  # read and tokenised once, gone through at every evaluation
-            self._dev = self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")
-            self._dev_start = self._dev.get_state()
-        self._dev.set_state(self._dev_start)
         totals = None
-        for n, batch in enumerate(self._dev):
+        for n, batch in enumerate(self._dev_batches()):
             if n >= self.config.eval_batches > 0:
                 break
             with jax.set_mesh(self.mesh):
-                sums = self._evaluate_step(state.trainable, self.frozen, put_batch(arrays(batch), self.mesh))
+                sums = self._evaluate_step(state.trainable, self.frozen, put_batch(self.prepared(batch, "dev"), self.mesh))
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
+
+    def _dev_batches(self):
+        """The dev data from its start; read and tokenised once."""
+        if self._dev is None:
+            self._dev = self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")
+            self._dev_start = self._dev.get_state()
+        self._dev.set_state(self._dev_start)
+        return self._dev
 
     def _evaluation(self, trainable, frozen, batch):
         loss = self.loss_fn(trainable, frozen, batch, jax.random.key(0))

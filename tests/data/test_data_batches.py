@@ -1,4 +1,4 @@
-"""Batches of the four kinds: shapes, shift, order, resume, shards, mixtures, bad rows."""
+"""Batches of the five kinds: shapes, shift, order, resume, shards, mixtures, bad rows."""
 
 import json
 
@@ -125,7 +125,7 @@ def test_unshuffled_rows_keep_their_order(tokenizer):
     assert [d.split("<|end|>")[0][len("<s><|user|>"):] for d in seen] == [r["prompt"] for r in CHATS["records"]]
 
 
-@pytest.mark.parametrize("kind, source", [("tokens", CHATS), ("rankings", RANKED), ("prompts", CHATS)])
+@pytest.mark.parametrize("kind, source", [("tokens", CHATS), ("rankings", RANKED), ("prompts", CHATS), ("unpaired", RANKED)])
 def test_the_shards_of_all_processes_are_the_global_batch(tokenizer, kind, source):
     whole = make(source, tokenizer, kind=kind, repeat=False)
     parts = [make(source, tokenizer, kind=kind, repeat=False, process_index=i, process_count=2) for i in (0, 1)]
@@ -181,6 +181,64 @@ def test_pairs_put_the_chosen_answer_first(tokenizer):
     assert sorted(zip(found[:3], batch["margin_B"].tolist())) == [(["best", "bad"], 2), (["best", "mid"], 1),
                                                                   (["mid", "bad"], 1)]
     assert batch["answer_mask_BR"].tolist() == [[1, 1]] * 3 + [[0, 0]] and batch["margin_B"].dtype == np.float32
+
+
+def shown(batch, tokenizer, row, answer):
+    """The text of one sequence of a batch, and of its targets that count."""
+    inside = batch["segment_ids_BRT"][row, answer] > 0
+    tokens, targets = (batch[f"{name}_BRT"][row, answer][inside] for name in ("tokens", "targets"))
+    counted = targets[batch["mask_BRT"][row, answer][inside] > 0]
+    return tuple(tokenizer.decode(ids, specials="show") for ids in ([*tokens, targets[-1]], counted))
+
+
+THUMBS = {"records": [{"prompt": f"q{i // 2}", "completion": f"a{i}", "label": i % 3 == 0} for i in range(6)],
+          "shape": "unpaired"}
+
+
+def test_unpaired_answers_come_with_another_prompts_answer_that_never_counts(tokenizer):
+    batch = next(make(THUMBS, tokenizer, kind="unpaired", shuffle=False, repeat=False, batch_size=8))
+    assert batch["desirable_B"].tolist() == [1, 0, 0, 1, 0, 0, 0, 0] and "ranks_BR" not in batch
+    assert batch["answer_mask_BR"].tolist() == [[1, 0]] * 6 + [[0, 0]] * 2
+    other = [2, 2, 4, 4, 0, 0]  # the next answer to another prompt, round the end
+    for i in range(6):
+        prompt = f"<s><|user|>q{i // 2}<|end|><|assistant|>"
+        assert shown(batch, tokenizer, i, 0) == (f"{prompt}a{i}<|end|>", f"a{i}<|end|>")
+        assert shown(batch, tokenizer, i, 1) == (f"{prompt}a{other[i]}<|end|>", f"a{other[i]}<|end|>")
+
+
+def test_a_mismatched_answer_that_does_not_fit_costs_the_prompt_its_beginning(tokenizer):
+    source = {"records": [{"prompt": "river " * 20 + "end", "completion": "a", "label": True},
+                          {"prompt": "q", "completion": "fox " * 12, "label": False}], "shape": "unpaired"}
+    batch = next(make(source, tokenizer, kind="unpaired", shuffle=False, repeat=False, batch_size=2, length=60,
+                      truncate="left"))
+    whole, counted = shown(batch, tokenizer, 0, 1)
+    assert whole.startswith("<s>") and whole.endswith("end<|end|><|assistant|>" + counted) and counted.count("fox") == 12
+    assert (batch["segment_ids_BRT"][0, 1] > 0).sum() == 60
+
+
+def test_pairs_are_single_answers_too_but_one_prompt_alone_is_refused(tokenizer):
+    source = {"records": [{"prompt": q, "answers": ["mid", "best"], "ranks": [1, 0]} for q in ("q", "r")],
+              "shape": "rankings"}
+    batch = next(make(source, tokenizer, kind="unpaired", shuffle=False, repeat=False))
+    assert [shown(batch, tokenizer, i, 0)[1] for i in range(4)] == ["best<|end|>", "mid<|end|>"] * 2
+    assert batch["desirable_B"].tolist() == [1, 0, 1, 0]
+    with pytest.raises(ConfigError, match="at least two different prompts"):
+        make({**source, "records": source["records"][:1]}, tokenizer, kind="unpaired")
+    with pytest.raises(DataError, match="answers that were liked or not"):
+        make(CHATS, tokenizer, kind="unpaired")
+
+
+def test_sequences_by_number_are_those_of_the_batches(tokenizer):
+    iterator = make(RANKED, tokenizer, kind="rankings")
+    batch = next(iterator)
+    for number, row, answer in ((batch["sequence_BR"][b, r], b, r) for b in range(4) for r in range(4)):
+        if number < 0:
+            assert batch["answer_mask_BR"][row, answer] == 0
+            continue
+        lone = iterator.corpus.lone(np.asarray([number]), 2)
+        for name, array in lone.items():
+            np.testing.assert_array_equal(array[0], batch[f"{name}_BRT"][row, answer])
+            assert not array[1].any() or name in ("tokens", "targets")
 
 
 def test_prompts_end_at_the_right_with_the_assistants_header(tokenizer):

@@ -79,6 +79,18 @@ def test_real_rankings_hold_what_people_judged(shared_data):
     assert sum(len(pairs_of(row)) for row in judged) == 1293 + 811  # all labels that are not ties
 
 
+def test_real_thumbs_are_read_as_single_answers_liked_or_not(shared_data, tokenizer):
+    source = {"path": str(shared_data / "preference" / "kto_en_demo.json"), "shape": "unpaired"}
+    rows = list(read_rows(source))
+    assert collections.Counter(row.desirable for row in rows) == {True: 150, False: 150}
+    assert sum(len(row.messages) > 1 for row in rows) == 77  # answers at the end of longer talks
+    iterator = batches(source, tokenizer, kind="unpaired", batch_size=8, length=1024, truncate="left", on_bad_row="skip")
+    batch, too_long = next(iterator), len(iterator.report.bad)  # with so small a vocabulary
+    assert len(iterator.corpus) == 300 - too_long and too_long < 60
+    assert batch["tokens_BRT"].shape == (8, 2, 1024)
+    assert batch["mask_BRT"].any(2).all() and not batch["answer_mask_BR"][:, 1].any()
+
+
 def test_tool_calls_are_trained_and_observations_are_not(shared_data, tokenizer):
     source = {"path": shared_data / "sft" / "glaive_toolcall_en_demo.json", "shape": "sharegpt"}
     calls = 0

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.data.intake import as_chat, as_prompt, check_sources, read_rows, texts_of
-from jaxalign.data.rows import Chat, Prompt, Ranking, Text, pairs_of
+from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired, pairs_of
 from jaxalign.data.shapes import SHAPES
 from jaxalign.errors import ConfigError, DataError
 
@@ -88,6 +88,22 @@ def test_rankings_from_ranks_or_scores():
     assert row.ranks == [1, 0]
 
 
+@pytest.mark.parametrize("record, fields, prompt, liked", [
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": True}, {},
+     [("user", "q")], True),
+    ({"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "b"},
+                   {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": 0}, {},
+     [("user", "p"), ("assistant", "b"), ("user", "q")], False),
+    ({"prompt": "q", "completion": "a", "label": False}, {}, [("user", "q")], False),
+    ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}], "thumb": 1},
+     {"label": "thumb"}, [("user", "q")], True),
+])
+def test_unpaired(record, fields, prompt, liked):
+    row, = rows("unpaired", record, fields=fields)
+    assert isinstance(row, Unpaired) and row.desirable is liked
+    assert said(row.messages) == prompt and said(row.answer) == [("assistant", "a")]
+
+
 def test_oasst_trees_give_a_row_for_every_ranked_prompt():
     def node(role, text, rank=None, *replies):
         return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
@@ -140,6 +156,10 @@ def test_prompts_with_an_answer(shape, record, prompt, answer):
     ("rankings", {"prompt": "q", "answers": ["a", "b"], "ranks": ["x", 1]}, "as numbers"),
     ("oasst_trees", {"prompt": {"role": "prompter", "text": "q", "replies": []}}, "ranked replies"),
     ("finegrained_qa", {"question": "q", **{f"prediction {i}": "p" for i in (1, 2, 3, 4)}, "preference": [1]}, "six"),
+    ("unpaired", {"prompt": "q", "completion": "a"}, "'label' as true or false, got None"),
+    ("unpaired", {"prompt": "q", "completion": "a", "label": "up"}, "'label' as true or false"),
+    ("unpaired", {"prompt": "q", "completion": " ", "label": True}, "'completion' ending in a non-empty"),
+    ("unpaired", {"messages": [{"role": "assistant", "content": "a"}], "label": True}, "a prompt before the answer"),
     ("gsm8k", {"question": "q", "answer": "5"}, "####"),
     ("prompts", {"prompt": "  "}, "non-empty prompt"),
 ])
@@ -174,9 +194,17 @@ def test_rows_stand_in_for_the_kinds_that_need_less():
     assert said(as_prompt(chat).messages) == [("user", "q")] and as_prompt(chat).answer == "a"
     with pytest.raises(DataError, match="an answer to learn"):
         as_chat(as_prompt(chat))
+    up, down = rows("unpaired", *({"prompt": "q", "completion": "a", "label": label} for label in (True, False)))
+    assert said(as_chat(up).messages) == [("user", "q"), ("assistant", "a")]
+    assert said(as_prompt(down).messages) == [("user", "q")] and as_prompt(down).answer is None
+    with pytest.raises(DataError, match="an answer worth learning, got one that was not liked"):
+        as_chat(down)
 
 
 def test_literal_end_markers_are_taken_off():
     row, = rows("prompt_response", {"prompt": "q", "answer": "Hawaii###eos_token###"}, strip_end="###eos_token###")
     assert row.messages[-1]["content"] == "Hawaii"
     assert list(texts_of({"records": [{"prompt": "q", "answer": "a"}], "shape": "prompt_response"})) == ["q", "a"]
+    row, = rows("unpaired", {"prompt": "q", "completion": "a<eos>", "label": True}, strip_end="<eos>")
+    assert said(row.answer) == [("assistant", "a")]
+    assert list(texts_of({"records": [{"prompt": "q", "completion": "a", "label": 1}], "shape": "unpaired"})) == ["q", "a"]

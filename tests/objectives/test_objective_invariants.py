@@ -15,6 +15,10 @@ OPTIONS = {
     "plackett_luce": {},
     "pairwise_ranking": {},
     "dpo": {"beta": 0.2, "smoothing": 0.1},
+    "ipo": {"beta": 0.2},
+    "kto": {"beta": 0.3, "desirable_weight": 1.2},
+    "orpo": {"odds_coefficient": 0.3},
+    "simpo": {"beta": 2.0, "target_margin": 0.5},
     "ppo": {"value_coefficient": 0.5, "entropy_coefficient": 0.01},
     "grpo": {"kl_coefficient": 0.1},
 }
