@@ -111,10 +111,12 @@ class RankingCorpus:
 
 
 class UnpairedCorpus(RankingCorpus):
-    """kind="unpaired": each item is an answer and, in second place and never counted, its prompt with another's answer."""
+    """kind="unpaired": each item is an answer and, in second place and never counted, its prompt with another's
+    answer."""
 
     def __init__(self, sequences, members, desirable, length, pad_id):
-        super().__init__(sequences, members, [[]] * len(members), np.zeros(len(members)), 2, length, pad_id, pairs=False)
+        none = [[]] * len(members)
+        super().__init__(sequences, members, none, np.zeros(len(members)), 2, length, pad_id, pairs=False)
         self.desirable = np.asarray(desirable, np.float32)
 
     def batch(self, items, row, rows, column=None):

@@ -92,7 +92,8 @@ def unpaired(rows, tokenizer, intake, *, length, truncate, template):
         desirable += [liked for _, liked in found]
         origin += [source] * len(found)
     sequences = Sequences()
-    members = [[sequences.add(*answer), sequences.add(*other)] for answer, other in zip(judged, _mismatched(judged, length))]
+    members = [[sequences.add(*answer), sequences.add(*other)]
+               for answer, other in zip(judged, _mismatched(judged, length))]
     return UnpairedCorpus(sequences.freeze(), members, desirable, length, tokenizer.pad_id), origin
 
 
@@ -105,7 +106,7 @@ def _mismatched(judged, length):
         others = (parts[(n + k) % len(parts)] for k in range(1, len(parts)))
         ids, mask = next((answer for other, answer in others if other != prompt), (None, None))
         if ids is None:
-            raise ConfigError("KTO's reference point needs answers to at least two different prompts; got one prompt only")
+            raise ConfigError("KTO's reference point needs answers to at least two different prompts; got one prompt")
         cut = max(0, len(prompt) + len(ids) - (length + 1))
         prompt = prompt[:1] + prompt[1 + min(cut, len(prompt) - 2):]  # <s> and the assistant's header stay
         made.append(((prompt + ids)[:length + 1], ([0] * len(prompt) + mask)[:length + 1]))

@@ -43,7 +43,8 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         text a "file", "line" or "paragraph"), "strip_end" (a literal end marker to take off).
       tokenizer: Tokenizer.
       kind: "tokens", "rankings", "pairs", "unpaired" or "prompts"; what each holds stands above. Shapes that hold more
-        than a kind needs are accepted: rankings as pairs, as single answers or as conversations, conversations as prompts.
+        than a kind needs are accepted: rankings as pairs, as single answers or as conversations, conversations as
+        prompts.
       batch_size: rows of the global batch, over all processes.
       length: positions a row (T), or for prompts the prompt's budget (P).
       packing: "best_fit" or "none"; only tokens are packed.

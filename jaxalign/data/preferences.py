@@ -52,7 +52,8 @@ def unpaired(record, fields):
         prompt, answer = turns[:-1], turns[-1:]
     else:
         answer = pick(record, fields, "completion", ("completion", "response", "answer"), (str, list))
-        answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else read_turns(answer, record, fields)
+        answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        answer = read_turns(answer, record, fields)
         prompt = prompt_messages(record, fields)
     _check_answer("completion" if turns is None else "messages", answer, record)
     if not prompt:

@@ -1,7 +1,7 @@
 """Figures of a checkpoint on data: what makes sense follows from the kind of row that a source's shape gives."""
 
 from jaxalign.data.intake import Intake, check_sources, read_rows
-from jaxalign.data.rows import Chat, Prompt, Ranking, Text
+from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired
 from jaxalign.data.shapes import SHAPES
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluate.assistant import Assistant
@@ -28,7 +28,8 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
                                                say which kind of request they are
         prompts, gsm8k, svamp                  exact and numeric match at temperature 0, refusal rates
         pairs, rankings, oasst_trees …         preference accuracy, Kendall's τ-b: by the score of a reward model, by
-                                               the log-probability of the answer for a language model
+                                               the log-probability of the answer for a language model; of a reward
+                                               model calibration, and accuracy by length
 
     Args:
       checkpoint: a stage's workdir or one checkpoint's folder.
@@ -62,6 +63,9 @@ def _figures(model, judge, source, name, options):
     if judge and kind is not Ranking:
         raise ConfigError(f"{name}: the checkpoint is a reward model, which scores answers and writes no text; "
                           "evaluate it on pairs, rankings, oasst_trees or finegrained_qa")
+    if kind is Unpaired:
+        raise ConfigError(f"{name}: an answer that was liked or not has no figure of its own; evaluate on pairs or "
+                          "rankings, or read the talks as shape=messages")
     if kind in (Text, Chat):
         rates = perplexity(model, source, intake, batch_size=options["batch_size"], length=options["length"])
     elif kind is Ranking:

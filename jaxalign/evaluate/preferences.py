@@ -9,7 +9,8 @@ from jaxalign.data.chat import TEMPLATE
 from jaxalign.data.rows import pairs_of
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import DataError
-from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, kendall_tau_b, wilson
+from jaxalign.evaluate.calibration import by_length, calibration, share
+from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.rewards.learned import score_rows
@@ -53,7 +54,8 @@ def preferences(model, rows, intake, *, batch_size, length):
       intake: an `Intake`: rows whose answers do not fit in `length` are bad rows; prompts are cut on the left.
       batch_size, length: answers at a time and positions each.
     Returns:
-      {"accuracy", "kendall_tau_b"}, each {"value", "n", "ci95"}; for a language model also "accuracy_per_token".
+      {"accuracy", "kendall_tau_b"}, each {"value", "n", "ci95"}; for a language model also "accuracy_per_token", for a
+      reward model what `calibration` and `by_length` give.
       Accuracy is the share of judged pairs ordered alike, a draw counting one half; τ-b is the mean over rankings of
       three answers or more, left out where there is none. Intervals: Wilson's for pairs of their own, bootstrapped by
       prompt where one prompt gives several pairs.
@@ -66,9 +68,14 @@ def preferences(model, rows, intake, *, batch_size, length):
     judge = isinstance(model, RewardModel)
     totals, lengths = _measure(model, corpus, batch_size, judge)
     members = [member[member >= 0] for member in corpus.member_R]
-    figures = {"accuracy": _accuracy(rows, [totals[member] for member in members])}
-    if not judge:
-        figures["accuracy_per_token"] = _accuracy(rows, [(totals / lengths)[member] for member in members])
+    better, worse, prompts = _judged(rows, members)
+    difference = totals[better] - totals[worse]
+    figures = {"accuracy": _accuracy(difference, prompts)}
+    if judge:
+        figures |= calibration(difference, prompts) | by_length(difference, lengths[better], lengths[worse], prompts)
+    else:
+        per_token = totals / lengths
+        figures["accuracy_per_token"] = _accuracy(per_token[better] - per_token[worse], prompts)
     taus = [kendall_tau_b([-rank for rank in row.ranks], totals[member]) for row, member in zip(rows, members)
             if len(row.ranks) > 2]
     taus = [tau for tau in taus if not np.isnan(tau)]
@@ -96,17 +103,15 @@ def _measure(model, corpus, batch_size, judge):
     return totals, lengths
 
 
-def _accuracy(rows, values):
-    won, judged = [], []
-    for row, value in zip(rows, values):
-        pairs = pairs_of(row)
-        won.append(sum(0.5 * (1 + np.sign(value[better] - value[worse])) for better, worse, _ in pairs))
-        judged.append(len(pairs))
-    n = sum(judged)
-    if not n:
+def _judged(rows, members):
+    """Of every pair that people ordered: the numbers of its better and its worse sequence, and of its prompt."""
+    pairs = [(member[better], member[worse], n) for n, (row, member) in enumerate(zip(rows, members))
+             for better, worse, _ in pairs_of(row)]
+    if not pairs:
         raise DataError(rows[0].path, None, "at least one pair of answers that people ordered", "ties only",
                         "give ranks that differ")
-    if max(judged) == 1:
-        return {"value": float(sum(won)) / n, "n": n, "ci95": wilson(float(sum(won)), n)}
-    value, low, high = bootstrap_ratio(won, judged)
-    return {"value": value, "n": n, "ci95": (low, high)}
+    return np.asarray(pairs).T
+
+
+def _accuracy(difference, prompts):
+    return share(0.5 * (1 + np.sign(difference)), prompts)

@@ -93,11 +93,32 @@ def bootstrap_ratio(
     above, below = _paired(numerators, denominators)
     if not len(above) or not below.sum() > 0 or below.min() < 0:
         raise ValueError(f"{len(below)} denominators: expected at least one, none below 0, not all of them 0")
-    weights = _resamples(len(above), draws, seed)
+    return bootstrap_sums(np.stack([above, below], axis=1), lambda sums: sums[:, 0] / sums[:, 1], confidence=confidence,
+                          draws=draws, seed=seed)
+
+
+def bootstrap_sums(
+    parts: np.ndarray,
+    statistic,
+    *,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A statistic of sums over items and its percentile bootstrap interval, drawing all parts of an item together.
+
+    Args:
+      parts: [items, K], what each item adds to each of K sums.
+      statistic: [draws, K] sums → [draws] values; resamples in which it is not finite say nothing and are left out.
+      confidence, draws, seed: as in `bootstrap_mean`.
+
+    Returns:
+      (statistic of the items as they are, low, high).
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = (weights @ above) / (weights @ below)
-    low, high = _percentiles(ratios[np.isfinite(ratios)], confidence)
-    return float(above.sum() / below.sum()), low, high
+        values = statistic(_resamples(len(parts), draws, seed) @ parts)
+    low, high = _percentiles(values[np.isfinite(values)], confidence)
+    return float(statistic(parts.sum(0)[None])[0]), low, high
 
 
 def bootstrap_difference(

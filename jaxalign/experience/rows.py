@@ -1,6 +1,34 @@
 """Prompts and what was drawn after them, as training rows."""
 
+import dataclasses
+
 import numpy as np
+
+from jaxalign.rollout.engine import Rollouts
+
+
+@dataclasses.dataclass
+class Drawn:
+    """Responses with what they earned, in the order of their prompts, a prompt's next to each other."""
+
+    rows: list  # what was asked, a record of the data each
+    prompts: list  # ids
+    rollouts: Rollouts
+    reward_B: np.ndarray
+    counts_B: np.ndarray  # float32: 0 leaves a response out of the objective
+
+
+def chosen(draws, indices):
+    """One `Drawn` of several: of all their responses, counted on from one to the next, those at `indices`."""
+
+    def take(name):
+        lists = [getattr(drawn, name) for drawn in draws]
+        return [item for items in lists for item in items]
+
+    columns = zip(*(vars(drawn.rollouts).values() for drawn in draws))
+    rollouts = Rollouts(*(np.concatenate(column)[indices] for column in columns))
+    rows, prompts = ([take(name)[n] for n in indices] for name in ("rows", "prompts"))
+    return Drawn(rows, prompts, rollouts, *(np.asarray(take(name))[indices] for name in ("reward_B", "counts_B")))
 
 
 def response_rows(prompts, rollouts, length, pad_id):

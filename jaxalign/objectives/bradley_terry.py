@@ -53,10 +53,10 @@ def bradley_terry(
     return Loss(terms, metrics)
 
 
-def pairwise_ranking(score_BR, ranks_BR, answer_mask_BR) -> Loss:
-    """InstructGPT's loss over all pairs of a ranking (Ouyang et al. 2022, arXiv:2203.02155, eq. 1).
+def pairwise_ranking(score_BR, ranks_BR, answer_mask_BR, *, centre=0.0) -> Loss:
+    """InstructGPT's loss over all pairs of a ranking (Ouyang et al. 2022, arXiv:2203.02155, eq. 1), at choice centred.
 
-        ℓ(prompt) = −1/#pairs · Σ_{w ranked above l} log σ(r_w − r_l)
+        ℓ(prompt) = −1/#pairs · Σ_{w ranked above l} log σ(r_w − r_l)   +   centre · (2 · mean r)²
 
     A tied pair is left out, so #pairs is C(K, 2) only without ties; every prompt with a pair weighs the same.
 
@@ -64,24 +64,27 @@ def pairwise_ranking(score_BR, ranks_BR, answer_mask_BR) -> Loss:
       score_BR: scores. Trained.
       ranks_BR: 0 the best; equal ranks are a tie.
       answer_mask_BR: 1 where there is an answer.
+      centre: coefficient ≥ 0 of `centring`.
 
     Returns:
-      Term `preference`, [B, R, R], entry (w, l) weighted 1/#pairs where w is ranked above l. Metrics `accuracy` and
-      `margin`, each the mean over prompts of the mean over pairs.
+      Term `preference`, [B, R, R], entry (w, l) weighted 1/#pairs where w is ranked above l; if centre > 0 term
+      `centre`, per prompt. Metrics `accuracy` and `margin`, each the mean over prompts of the mean over pairs.
     """
     score_BR, above_BRR = counted(score_BR, answer_mask_BR), _above(ranks_BR, answer_mask_BR)
     difference_BRR = score_BR[:, :, None] - score_BR[:, None, :]
     weight_BRR = above_BRR / jnp.maximum(jnp.sum(above_BRR, axis=(1, 2), keepdims=True), 1.0)
     terms = {"preference": Term(-jax.nn.log_sigmoid(difference_BRR), weight_BRR)}
+    if centre:
+        terms["centre"] = centring(score_BR, answer_mask_BR, centre)
     metrics = {"accuracy": Term(wins(difference_BRR), weight_BRR), "margin": Term(difference_BRR, weight_BRR)}
     return Loss(terms, metrics)
 
 
-def plackett_luce(score_BR, ranks_BR, answer_mask_BR) -> Loss:
-    """Negative log-likelihood of a whole ranking (Plackett 1975; Luce 1959), ties included.
+def plackett_luce(score_BR, ranks_BR, answer_mask_BR, *, centre=0.0) -> Loss:
+    """Negative log-likelihood of a whole ranking (Plackett 1975; Luce 1959), ties included, at choice centred.
 
         ℓ(order) = −Σₖ [ r_{order(k)} − log Σ_{j ≥ k} exp r_{order(j)} ]        the best answer first
-        ℓ(ranks) = mean of ℓ(order) over the orders that `ranks` allows
+        ℓ(ranks) = mean of ℓ(order) over the orders that `ranks` allows   +   centre · (2 · mean r)²
 
     With ties the loss is the mean of the negative log-likelihoods, not the negative log of the mean likelihood. The
     former is what breaking ties at random costs on average; it stays convex in the scores, and it draws tied answers
@@ -98,10 +101,11 @@ def plackett_luce(score_BR, ranks_BR, answer_mask_BR) -> Loss:
       score_BR: scores, R at most 12. Trained.
       ranks_BR: 0 the best; equal ranks are a tie.
       answer_mask_BR: 1 where there is an answer.
+      centre: coefficient ≥ 0 of `centring`.
 
     Returns:
-      Term `preference`, per prompt; weight 1 with two answers or more. Metrics `accuracy` and `margin` over pairs, as
-      `pairwise_ranking`.
+      Term `preference` and, if centre > 0, `centre`, per prompt; weight 1 with two answers or more. Metrics `accuracy`
+      and `margin` over pairs, as `pairwise_ranking`.
 
     Raises:
       ConfigError: more than 12 answers.
@@ -135,7 +139,22 @@ def plackett_luce(score_BR, ranks_BR, answer_mask_BR) -> Loss:
     log_sum_BS = jax.nn.logsumexp(left_score_BSR, axis=2)
     value_B = jnp.sum(factor_BS * log_sum_BS, axis=1) - jnp.sum(score_BR, axis=1)
     weight_B = (jnp.sum(present_BR, axis=1) >= 2).astype(jnp.float32)
-    return Loss({"preference": Term(value_B, weight_B)}, pairwise_ranking(score_BR, ranks_BR, answer_mask_BR).metrics)
+    terms = {"preference": Term(value_B, weight_B)}
+    if centre:
+        terms["centre"] = centring(score_BR, answer_mask_BR, centre)
+    return Loss(terms, pairwise_ranking(score_BR, ranks_BR, answer_mask_BR).metrics)
+
+
+def centring(score_BR, answer_mask_BR, coefficient) -> Term:
+    """Keeps scores centred, whose differences alone the likelihood fixes (Eisenstein et al. 2023, arXiv:2312.09244).
+
+        (2/K · Σₖ rₖ)²        K = 2: (r⁺ + r⁻)², as printed
+
+    Args: as in `plackett_luce`. Returns: a term per prompt; weight 1 with two answers or more.
+    """
+    size_B = jnp.sum(answer_mask_BR > 0, axis=1)
+    mean_B = jnp.sum(counted(score_BR, answer_mask_BR), axis=1) / jnp.maximum(size_B, 1)
+    return Term(jnp.square(2.0 * mean_B), (size_B >= 2).astype(jnp.float32), coefficient)
 
 
 def wins(difference):

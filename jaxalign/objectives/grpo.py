@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation and its family: a policy objective without a value function, a KL term in the loss."""
+"""Group-relative policy optimisation and its family: no value function, groups of responses, a KL term in the loss."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ def grpo(
 
     Returns:
       Terms `policy` and `kl`, per token. Metrics `kl` (per token, the estimator's); `ratio`, the surrogate's;
-      `clip_fraction`, the share of ratios outside the clip whatever the sign of the advantage (not for "reinforce", which
-      clips none); `approx_kl` (k3 of KL(π_old ‖ π), nats per token); with a correction `sampler_weight`.
+      `clip_fraction`, the share of ratios outside the clip whatever the sign of the advantage (not for "reinforce",
+      which clips none); `approx_kl` (k3 of KL(π_old ‖ π), nats per token); with a correction `sampler_weight`.
 
     Raises:
       ConfigError: an unknown choice, or an array that the choice needs and that is not there.
     """
     _known(surrogate=(surrogate, SURROGATES), kl_estimator=(kl_estimator, KL_ESTIMATORS),
-           aggregation=(aggregation, AGGREGATIONS), sampler_correction=(sampler_correction, ["none", *SAMPLER_CORRECTIONS]))
+           aggregation=(aggregation, AGGREGATIONS),
+           sampler_correction=(sampler_correction, ["none", *SAMPLER_CORRECTIONS]))
     logp_BT, old_logp_BT, ref_logp_BT, advantage_BT = (
         counted(x, mask_BT) for x in (logp_BT, old_logp_BT, ref_logp_BT, advantage_BT)
     )
@@ -96,8 +97,8 @@ def grpo(
 
 
 def by_sequence(mask_BT, budget_B=None):
-    """1/G · Σᵢ 1/|oᵢ| · Σₜ: weights that sum to 1 in each row, so that over the batch they sum to the number of rows that
-    have a token."""
+    """1/G · Σᵢ 1/|oᵢ| · Σₜ: weights that sum to 1 in each row, so that over the batch they sum to the number of rows
+    that have a token."""
     weight_BT = mask_BT / jnp.maximum(jnp.sum(mask_BT, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
     return jnp.ones_like(mask_BT), weight_BT
 
@@ -115,7 +116,8 @@ def by_sum(mask_BT, budget_B=None):
 
 
 def by_budget(mask_BT, budget_B):
-    """1/G · Σᵢ 1/L · Σₜ with L the same for all responses, short or long (Dr. GRPO's code, arXiv:2503.20783, listing 1)."""
+    """1/G · Σᵢ 1/L · Σₜ with L the same for all responses, short or long: Dr. GRPO's code (arXiv:2503.20783,
+    listing 1)."""
     length_BT, weight_BT = by_sum(mask_BT)
     return length_BT / jnp.maximum(budget_B, 1.0)[:, None], weight_BT
 

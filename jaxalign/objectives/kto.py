@@ -29,8 +29,8 @@ def kto(
       undesirable_weight: λ_U > 0. The paper keeps λ_D · n_D / (λ_U · n_U) between 1 and 1.5.
 
     Returns:
-      Term `preference`, per row. Metrics `desirable_reward` and `undesirable_reward` (β · r, over the rows of that kind),
-      `accuracy` (r > z₀ where desirable, r < z₀ where not; a draw counts half), `reference_point` (z₀).
+      Term `preference`, per row. Metrics `desirable_reward` and `undesirable_reward` (β · r, over the rows of that
+      kind), `accuracy` (r > z₀ where desirable, r < z₀ where not; a draw counts half), `reference_point` (z₀).
     """
     weight_B = jnp.ones_like(logp_B) if weight_B is None else weight_B
     desirable_B, reference_point_B, ref_logp_B = (

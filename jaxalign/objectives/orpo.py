@@ -20,7 +20,7 @@ def orpo(
         log P(y) = 1/|y| · log π(y|x)        odds(y) = P(y) / (1 − P(y))
         ℓ        = −log P(y⁺) − λ · log σ(log (odds(y⁺) / odds(y⁻)))
 
-    Both parts are means over pairs, as printed (an expectation over pairs); the likelihood is of the answer's tokens alone.
+    Both parts are means over pairs, as printed (an expectation over pairs); the likelihood is of the answer's tokens.
 
     Args:
       chosen_logp_B: log π(y⁺|x) in nats, summed over the answer's tokens. Trained.
@@ -31,8 +31,8 @@ def orpo(
       odds_coefficient: λ ≥ 0; the paper's are 0.1 to 1.
 
     Returns:
-      Terms `nll` (−log P(y⁺)) and `preference`, per pair. Metrics `accuracy` (P(y⁺) > P(y⁻); a draw counts half) and `margin`
-      (the log-odds ratio).
+      Terms `nll` (−log P(y⁺)) and `preference`, per pair. Metrics `accuracy` (P(y⁺) > P(y⁻); a draw counts half) and
+      `margin` (the log-odds ratio).
     """
     weight_B = jnp.ones_like(chosen_logp_B) if weight_B is None else weight_B
     chosen_B, rejected_B = (

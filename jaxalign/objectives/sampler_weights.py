@@ -3,10 +3,11 @@
     w = π_old / π_sampler, truncated at a cap C
 
 π_old is the trainer's own view of the policy that drew the tokens, π_sampler the distribution that they were drawn from
-in fact. The weight multiplies a token's loss and is not trained through; it has nothing to do with the ratio π/π_old that a
-surrogate clips (`surrogates.py`), and in particular it is never the length-normalised ratio of GSPO.
+in fact. The weight multiplies a token's loss and is not trained through; it has nothing to do with the ratio π/π_old
+that a surrogate clips (`surrogates.py`), and in particular it is never the length-normalised ratio of GSPO.
 
-Truncated importance sampling (Ionides 2008), between trainer and sampler: Yao et al. 2025, fengyao.notion.site/off-policy-rl.
+Truncated importance sampling: Ionides 2008, J. Comput. Graph. Stat. 17, p. 295. Between trainer and sampler: Yao et
+al. 2025, fengyao.notion.site/off-policy-rl, which appeared in no paper.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def per_token(old_logp_BT, sampler_logp_BT, mask_BT, *, cap):
 
 
 def product(old_logp_BT, sampler_logp_BT, mask_BT, *, cap):
-    """w = min(Πₜ π_old(aₜ|sₜ) / π_sampler(aₜ|sₜ), C), the whole response's, on each of its tokens: unbiased before it is
-    truncated, and of a variance that grows with the length.
+    """w = min(Πₜ π_old(aₜ|sₜ) / π_sampler(aₜ|sₜ), C), the whole response's, on each of its tokens: unbiased before it
+    is truncated, and of a variance that grows with the length.
 
     Args, Returns: as `per_token`; one response a row.
     """

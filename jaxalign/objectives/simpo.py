@@ -27,8 +27,8 @@ def simpo(
       target_margin: γ ≥ 0, in units of the reward.
 
     Returns:
-      Term `preference`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻), `chosen_reward` and
-      `rejected_reward`.
+      Term `preference`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻),
+      `chosen_reward` and `rejected_reward`.
     """
     weight_B = jnp.ones_like(chosen_logp_B) if weight_B is None else weight_B
     chosen_B, rejected_B = (

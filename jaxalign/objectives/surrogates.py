@@ -1,11 +1,11 @@
 """What a policy objective makes of a drawn token: one function a surrogate, each with the ratio that it clips.
 
-All take logp_BT (trained), old_logp_BT, advantage_BT and mask_BT (1 where the policy drew the target; one response a row),
-0 where the mask is 0, and clip_low, clip_high ≥ 0. They return `(value_BT, ratio_BT)`: the value to be minimised, and the
-ratio to the policy that the batch began with, to be logged. Gradient flows to logp_BT only.
+All take logp_BT (trained), old_logp_BT, advantage_BT and mask_BT (1 where the policy drew the target; one response a
+row), 0 where the mask is 0, and clip_low, clip_high ≥ 0. They return `(value_BT, ratio_BT)`: the value to be minimised,
+and the ratio to the policy that the batch began with, to be logged. Gradient flows to logp_BT only.
 
-The ratios here are of the trained policy to its old self. What corrects for a sampler that is not quite the old policy is
-a weight, not a ratio to be clipped: `sampler_weights.py`.
+The ratios here are of the trained policy to its old self. What corrects for a sampler that is not quite the old policy
+is a weight, not a ratio to be clipped: `sampler_weights.py`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def gspo(logp_BT, old_logp_BT, advantage_BT, mask_BT, *, clip_low, clip_high):
 
         sᵢ = (π(oᵢ)/π_old(oᵢ))^(1/|oᵢ|)        ℓᵢₜ = −min(sᵢ · Âᵢ, clip(sᵢ, 1 − clip_low, 1 + clip_high) · Âᵢ)
 
-    Averaged over a response's tokens (aggregation "sequence") it is the printed ℓᵢ. A response is clipped as a whole; as
-    sᵢ is a geometric mean it stays near 1: the paper's clips are 3e-4 and 4e-4.
+    Averaged over a response's tokens (aggregation "sequence") it is the printed ℓᵢ. A response is clipped as a whole;
+    as sᵢ is a geometric mean it stays near 1: the paper's clips are 3e-4 and 4e-4.
     """
     ratio_BT = _length_normalised_ratio(logp_BT, jax.lax.stop_gradient(old_logp_BT), mask_BT)
     return _clipped(ratio_BT, advantage_BT, clip_low, clip_high), ratio_BT
@@ -50,12 +50,12 @@ def gspo_token(logp_BT, old_logp_BT, advantage_BT, mask_BT, *, clip_low, clip_hi
 
 
 def cispo(logp_BT, old_logp_BT, advantage_BT, mask_BT, *, clip_low, clip_high):
-    """REINFORCE under a clipped importance weight that is not trained through (CISPO, MiniMax-M1 2025, arXiv:2506.13585,
-    eq. 4 and 5).
+    """REINFORCE under a clipped importance weight that is not trained through (CISPO, MiniMax-M1 2025,
+    arXiv:2506.13585, eq. 4 and 5).
 
         ℓᵢₜ = −sg[clip(ρᵢₜ, 1 − clip_low, 1 + clip_high)] · Âᵢₜ · log π(oᵢₜ)
 
-    No token's gradient is ever dropped. The paper leaves the lower side open (clip_low ≥ 1) and tunes the upper one.
+    No token's gradient is ever dropped. The paper leaves the lower side open (clip_low ≥ 1), tunes the upper one.
     """
     ratio_BT = jnp.exp(logp_BT - old_logp_BT)
     weight_BT, advantage_BT = jax.lax.stop_gradient(

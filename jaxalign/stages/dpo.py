@@ -40,10 +40,11 @@ class DPO(Stage):
 
     @staticmethod
     def defaults():
-        return base_config("dpo", objective=dict(name="dpo", beta=0.1, smoothing=0.0, nll_coefficient=0.0), batch_size=32,
-                           # "cached": its log-probabilities are computed once, before the first step, and kept in the
-                           # workdir; the reference itself leaves the memory.
-                           reference="live")
+        return base_config(
+            "dpo", objective=dict(name="dpo", beta=0.1, smoothing=0.0, nll_coefficient=0.0), batch_size=32,
+            # "cached": its log-probabilities are computed once, before the first step, and kept in the workdir; the
+            # reference itself leaves the memory.
+            reference="live")
 
     @property
     def kind(self):

@@ -1,11 +1,13 @@
-"""GRPO with rewards that can be verified: groups of responses to one prompt, no critic."""
+"""GRPO and its family with rewards that can be verified: groups of responses to one prompt, no critic."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.batches import resolve
 from jaxalign.errors import ConfigError
-from jaxalign.experience.shaping import group_targets
+from jaxalign.experience.rows import chosen
+from jaxalign.experience.shaping import group_targets, overlong_punishment
 from jaxalign.rewards import REWARDS
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
@@ -13,10 +15,10 @@ from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
 
 
 class GRPO(PolicyStage):
-    """The policy is trained; its frozen start is the reference.
+    """The policy is trained; its frozen start is the reference. `GRPO_FAMILY` says which choices make which paper.
 
-    A prompt without an answer gets reward 0 for all its responses, hence no advantage: only the KL term acts on it.
-    Mixing such prompts in (`data.train` with several sources) keeps what the policy knew.
+    A prompt without an answer gets reward 0 for all its responses, hence, with a baseline, no advantage: only the KL
+    term acts on it. Mixing such prompts in (`data.train` with several sources) keeps what the policy knew.
     """
 
     name = "grpo"
@@ -27,6 +29,12 @@ class GRPO(PolicyStage):
         if not config.rewards:
             raise ConfigError(f"grpo: config.rewards is empty; give at least one of {', '.join(sorted(REWARDS))}, such "
                               'as [dict(name="numeric", weight=1.0)]')
+        if config.dynamic_sampling < 0 or (config.dynamic_sampling and jax.process_count() > 1):
+            raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts, and "
+                              "0 where several processes would each need another number of them")
+        if not 0.0 <= config.overlong_share <= 1.0:
+            raise ConfigError(f"grpo: config.overlong_share={config.overlong_share} must be a share of max_new_tokens, "
+                              "0 to 1")
         self.reward_functions = [(r["name"], resolve(r["name"], REWARDS), float(r.get("weight", 1.0)))
                                  for r in config.rewards]
 
@@ -35,18 +43,21 @@ class GRPO(PolicyStage):
         return base_config(
             "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
             rewards=[], reward_kinds=[],  # only rows of these kinds are rewarded; empty: all that have an answer
-            advantage_scale="std",
+            advantage_baseline="group", advantage_scale="std",  # see experience.shaping.group_targets
+            kl_coefficient=0.0,  # of the penalty in the reward; the objective has its own, in the loss
             unfinished_reward=0.0,  # stands for the reward of a response that was cut: it has not answered
-            objective=dict(name="grpo", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02, kl_estimator="k3",
-                           aggregation="sequence"))
+            overlong_share=0.0,  # the last share of max_new_tokens, in which a response loses up to 1; 0: none
+            dynamic_sampling=0,  # the most rollouts a step to replace groups whose rewards are all equal; 0: they stay
+            objective=dict(name="grpo", surrogate="clip", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02,
+                           kl_estimator="k3", aggregation="sequence", sampler_correction="none", sampler_cap=2.0))
 
     def names(self):
-        return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B"}
+        return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B",
+                "budget_B"}
 
     def rewards(self, rows, responses):
-        kinds = set(self.config.reward_kinds)
         total, figures = np.zeros(len(rows), np.float32), {}
-        scored = np.array([row["answer"] is not None and (not kinds or row.get("kind") in kinds) for row in rows])
+        scored = self._scored(rows)
         for name, function, weight in self.reward_functions:
             values = np.array([function(row["prompt"], response, row["answer"]) if use else 0.0
                                for row, response, use in zip(rows, responses, scored)], np.float32)
@@ -61,13 +72,93 @@ class GRPO(PolicyStage):
         self.spread = figures["spread"]
         return total, figures
 
+    def _scored(self, rows):
+        """Which rows are rewarded at all."""
+        kinds = set(self.config.reward_kinds)
+        return np.array([row["answer"] is not None and (not kinds or row.get("kind") in kinds) for row in rows])
+
+    def collect(self, state):
+        """With dynamic sampling (DAPO, arXiv:2503.14476, eq. 11), groups whose rewards are all equal are left out, and
+        others drawn from further prompts in their stead, in at most `dynamic_sampling` more rollouts. What is lacking
+        then stands in the batch but counts in nothing. Groups that are not rewarded at all stay as they are."""
+        c = self.config
+        key = jax.random.fold_in(state.key, state.step)
+        draws, parts = map(list, zip(self.draw(state, key)))
+        if not c.dynamic_sampling:
+            return draws[0], parts[0]
+        wanted = c.prompts_per_rollout
+        kept, equal = self._telling(draws[0], first=True)
+        while len(kept) < wanted and len(draws) <= c.dynamic_sampling:
+            drawn, figures = self.draw(state, jax.random.fold_in(key, len(draws)))
+            telling, others = self._telling(drawn)
+            start = len(draws) * wanted
+            kept, equal = kept + [start + g for g in telling], equal + [start + g for g in others]
+            draws.append(drawn)
+            parts.append(figures)
+        groups = (kept + equal)[:wanted]
+        G = c.samples_per_prompt
+        drawn = chosen(draws, [g * G + n for g in groups for n in range(G)])
+        drawn.counts_B *= np.repeat(np.arange(wanted) < len(kept), G)
+        figures = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        return drawn, figures | {"rollouts": len(draws), "groups_equal": len(equal), "groups_lacking": wanted - min(
+            wanted, len(kept))}
+
+    def _telling(self, drawn, first=False):
+        """(groups to learn from, groups whose rewards are all equal), by number; unrewarded ones only of the first."""
+        G = self.config.samples_per_prompt
+        reward = np.where(drawn.rollouts.finished, drawn.reward_B, self.config.unfinished_reward).reshape(-1, G)
+        scored, spread = self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
+        return (np.flatnonzero(scored & spread | (first & ~scored)).tolist(), np.flatnonzero(scored & ~spread).tolist())
+
     def targets(self, trainable, frozen, batch):
+        c, mask_BT = self.config, batch["mask_BT"]
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        reward_B = jnp.where(batch["finished_B"] > 0, batch["reward_B"], self.config.unfinished_reward)
-        made = group_targets(reward_B, batch["mask_BT"], group_size=self.config.samples_per_prompt,
-                             scale=self.config.advantage_scale)
-        made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B}
-        kl_B = ((old.logp_BT - ref_BT) * batch["mask_BT"]).sum(1)
-        figures = {"kl": kl_B.mean(), "entropy": masked_mean(old.entropy_BT, batch["mask_BT"])}
+        reward_B = jnp.where(batch["finished_B"] > 0, batch["reward_B"], c.unfinished_reward)
+        reward_B += overlong_punishment(mask_BT.sum(1), budget=c.max_new_tokens, share=c.overlong_share)
+        kl_BT = (old.logp_BT - ref_BT) * mask_BT
+        made = group_targets(reward_B, mask_BT, c.kl_coefficient * kl_BT, group_size=c.samples_per_prompt,
+                             scale=c.advantage_scale, baseline=c.advantage_baseline)
+        made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B,
+                 "budget_B": jnp.full_like(reward_B, c.max_new_tokens)}
+        counts_B = jnp.max(mask_BT, axis=1)
+        figures = {"kl": masked_mean(kl_BT.sum(1), counts_B), "entropy": masked_mean(old.entropy_BT, mask_BT)}
         return made, figures | self.sampler_figures(old.logp_BT, batch)
+
+
+# Which choice makes which paper: `config.update(GRPO_FAMILY["dapo"])` on the stage's defaults. Advantage, surrogate and
+# aggregation are the paper's; so are the clips, where it gives them. β has to fit the task: these are starting points.
+GRPO_FAMILY = {
+    # Shao et al. 2024, arXiv:2402.03300, eq. 3.
+    "grpo": dict(advantage_baseline="group", advantage_scale="std",
+                 objective=dict(surrogate="clip", clip_low=0.2, clip_high=0.2, aggregation="sequence",
+                                kl_coefficient=0.04, kl_estimator="k3")),
+    # Liu et al. 2025, arXiv:2503.20783.
+    "dr_grpo": dict(advantage_baseline="group", advantage_scale="none",
+                    objective=dict(surrogate="clip", clip_low=0.2, clip_high=0.2, aggregation="budget",
+                                   kl_coefficient=0.0)),
+    # Yu et al. 2025, arXiv:2503.14476, eq. 8 to 13.
+    "dapo": dict(advantage_baseline="group", advantage_scale="std", overlong_share=0.2, dynamic_sampling=4,
+                 objective=dict(surrogate="clip", clip_low=0.2, clip_high=0.28, aggregation="token",
+                                kl_coefficient=0.0)),
+    # Zheng et al. 2025, arXiv:2507.18071, eq. 5 to 7; clips of its section 5.1.
+    "gspo": dict(advantage_baseline="group", advantage_scale="std",
+                 objective=dict(surrogate="gspo", clip_low=3e-4, clip_high=4e-4, aggregation="sequence",
+                                kl_coefficient=0.0)),
+    # MiniMax-M1 2025, arXiv:2506.13585, eq. 4 and 5; the upper clip, which it does not give, as in ScaleRL,
+    # arXiv:2510.13786: a weight of 5 at most.
+    "cispo": dict(advantage_baseline="group", advantage_scale="std",
+                  objective=dict(surrogate="cispo", clip_low=1.0, clip_high=4.0, aggregation="token",
+                                 kl_coefficient=0.0)),
+    # Ahmadian et al. 2024, arXiv:2402.14740: β in the reward, one step a rollout.
+    "rloo": dict(advantage_baseline="others", advantage_scale="none", kl_coefficient=0.03,
+                 objective=dict(surrogate="reinforce", aggregation="sum", kl_coefficient=0.0)),
+    # Hu et al. 2025, arXiv:2501.03262: β in the reward, from each token on.
+    "reinforce++": dict(advantage_baseline="none", advantage_scale="batch", kl_coefficient=0.01,
+                        objective=dict(surrogate="clip", clip_low=0.2, clip_high=0.2, aggregation="token",
+                                       kl_coefficient=0.0)),
+    # The same, "with baseline": the KL in the loss, by k2.
+    "reinforce++_baseline": dict(advantage_baseline="group", advantage_scale="batch",
+                                 objective=dict(surrogate="clip", clip_low=0.2, clip_high=0.2, aggregation="token",
+                                                kl_coefficient=0.01, kl_estimator="k2")),
+}

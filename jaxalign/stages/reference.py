@@ -24,7 +24,7 @@ def fingerprint(policy, model_config, corpus):
 
 
 def cached(path, expected, compute, say):
-    """Log-probabilities from `path` if they were made under `expected`; else computed anew, written there, and said why.
+    """Log-probabilities from `path` if they were made under `expected`; else computed anew and written there, aloud.
 
     Args:
       path: an .npz file, whether it is there or not.

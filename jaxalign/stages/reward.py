@@ -29,7 +29,7 @@ class Reward(Stage):
 
     @staticmethod
     def defaults():
-        return base_config("reward", objective=dict(name="plackett_luce"), batch_size=16, max_answers=0,
+        return base_config("reward", objective=dict(name="plackett_luce", centre=0.0), batch_size=16, max_answers=0,
                            pooling="last",  # one of rewards/learned.POOLINGS
                            lm_coefficient=0.0)  # how much the best answer's own likelihood counts
 

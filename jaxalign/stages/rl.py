@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.experience.rows import minibatches, response_rows
+from jaxalign.experience.rows import Drawn, minibatches, response_rows
 from jaxalign.errors import ConfigError
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
@@ -57,14 +57,11 @@ class PolicyStage(Stage):
 
     def next_batches(self, state):
         c = self.config
-        rows, prompts = self._prompts(next(self.train_data), c.samples_per_prompt)
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(prompts))
-        with jax.set_mesh(self.mesh):
-            rollouts = self.sampler(state.trainable["policy"], prompts, keys, Settings(c.temperature))
-        batch = response_rows(prompts, rollouts, self._row_length(prompts, rollouts), self.tokenizer.pad_id)
-        responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
-        batch["finished_B"] = rollouts.finished.astype(np.float32)
-        batch["reward_B"], parts = self.rewards(rows, responses)
+        drawn, parts = self.collect(state)
+        rollouts = drawn.rollouts
+        batch = response_rows(drawn.prompts, rollouts, self._row_length(drawn.prompts, rollouts), self.tokenizer.pad_id)
+        batch["mask_BT"] *= drawn.counts_B[:, None]
+        batch["finished_B"], batch["reward_B"] = rollouts.finished.astype(np.float32), drawn.reward_B
         with jax.set_mesh(self.mesh):
             made, figures = self._targets(state.trainable, self.frozen, put_batch(self.folded(batch), self.mesh))
         batch |= {name: np.asarray(value) for name, value in made.items()}
@@ -73,6 +70,20 @@ class PolicyStage(Stage):
         figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
         parts = minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step)))
         return [self.folded(part) for part in parts], figures
+
+    def collect(self, state):
+        """(`Drawn`, figures): the responses to learn from at this step."""
+        return self.draw(state, jax.random.fold_in(state.key, state.step))
+
+    def draw(self, state, key):
+        """One rollout: the next prompts, their responses under the current policy, what these earn."""
+        rows, prompts = self._prompts(next(self.train_data), self.config.samples_per_prompt)
+        with jax.set_mesh(self.mesh):
+            rollouts = self.sampler(state.trainable["policy"], prompts, jax.random.split(key, len(prompts)),
+                                    Settings(self.config.temperature))
+        responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
+        reward_B, figures = self.rewards(rows, responses)
+        return Drawn(rows, prompts, rollouts, reward_B, np.ones(len(prompts), np.float32)), figures
 
     def statistics(self, policy, batch):
         """Of the distribution that is sampled from: the ratio of two temperatures would not be 1 for equal policies."""

@@ -161,7 +161,8 @@ class Stage:
             if n >= self.config.eval_batches > 0:
                 break
             with jax.set_mesh(self.mesh):
-                sums = self._evaluate_step(state.trainable, self.frozen, put_batch(self.prepared(batch, "dev"), self.mesh))
+                placed = put_batch(self.prepared(batch, "dev"), self.mesh)
+                sums = self._evaluate_step(state.trainable, self.frozen, placed)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
 

@@ -125,7 +125,8 @@ def test_unshuffled_rows_keep_their_order(tokenizer):
     assert [d.split("<|end|>")[0][len("<s><|user|>"):] for d in seen] == [r["prompt"] for r in CHATS["records"]]
 
 
-@pytest.mark.parametrize("kind, source", [("tokens", CHATS), ("rankings", RANKED), ("prompts", CHATS), ("unpaired", RANKED)])
+@pytest.mark.parametrize("kind, source", [("tokens", CHATS), ("rankings", RANKED), ("prompts", CHATS),
+                                          ("unpaired", RANKED)])
 def test_the_shards_of_all_processes_are_the_global_batch(tokenizer, kind, source):
     whole = make(source, tokenizer, kind=kind, repeat=False)
     parts = [make(source, tokenizer, kind=kind, repeat=False, process_index=i, process_count=2) for i in (0, 1)]
@@ -212,7 +213,8 @@ def test_a_mismatched_answer_that_does_not_fit_costs_the_prompt_its_beginning(to
     batch = next(make(source, tokenizer, kind="unpaired", shuffle=False, repeat=False, batch_size=2, length=60,
                       truncate="left"))
     whole, counted = shown(batch, tokenizer, 0, 1)
-    assert whole.startswith("<s>") and whole.endswith("end<|end|><|assistant|>" + counted) and counted.count("fox") == 12
+    assert whole.startswith("<s>") and whole.endswith("end<|end|><|assistant|>" + counted)
+    assert counted.count("fox") == 12
     assert (batch["segment_ids_BRT"][0, 1] > 0).sum() == 60
 
 

@@ -84,7 +84,8 @@ def test_real_thumbs_are_read_as_single_answers_liked_or_not(shared_data, tokeni
     rows = list(read_rows(source))
     assert collections.Counter(row.desirable for row in rows) == {True: 150, False: 150}
     assert sum(len(row.messages) > 1 for row in rows) == 77  # answers at the end of longer talks
-    iterator = batches(source, tokenizer, kind="unpaired", batch_size=8, length=1024, truncate="left", on_bad_row="skip")
+    iterator = batches(source, tokenizer, kind="unpaired", batch_size=8, length=1024, truncate="left",
+                       on_bad_row="skip")
     batch, too_long = next(iterator), len(iterator.report.bad)  # with so small a vocabulary
     assert len(iterator.corpus) == 300 - too_long and too_long < 60
     assert batch["tokens_BRT"].shape == (8, 2, 1024)

@@ -207,4 +207,5 @@ def test_literal_end_markers_are_taken_off():
     assert list(texts_of({"records": [{"prompt": "q", "answer": "a"}], "shape": "prompt_response"})) == ["q", "a"]
     row, = rows("unpaired", {"prompt": "q", "completion": "a<eos>", "label": True}, strip_end="<eos>")
     assert said(row.answer) == [("assistant", "a")]
-    assert list(texts_of({"records": [{"prompt": "q", "completion": "a", "label": 1}], "shape": "unpaired"})) == ["q", "a"]
+    source = {"records": [{"prompt": "q", "completion": "a", "label": 1}], "shape": "unpaired"}
+    assert list(texts_of(source)) == ["q", "a"]

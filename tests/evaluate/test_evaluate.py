@@ -124,6 +124,13 @@ def test_a_reward_model_orders_answers_by_its_score(made, tmp_path):
     figures = evaluate_checkpoint(made / "reward", source, {})[source]
     assert figures["accuracy"] == {"value": 1.0, "n": len(LINES), "ci95": figures["accuracy"]["ci95"]}
     assert "accuracy_per_token" not in figures
+    # Every preferred line is longer than "no", and the model is sure of each.
+    assert figures["accuracy_by_length"] == {"over twice": figures["accuracy"]}
+    assert figures["longer_preferred"]["over 2"]["observed"]["value"] == 1.0
+    assert sum(row["observed"]["n"] for row in figures["calibration"].values()) == len(LINES)
+    confidence = sum(row["predicted"] * row["observed"]["n"] for row in figures["calibration"].values()) / len(LINES)
+    assert math.isclose(figures["calibration_error"]["value"], 1 - confidence, rel_tol=1e-6)
+    assert math.isclose(figures["longer_preferred"]["over 2"]["predicted"], confidence, rel_tol=1e-6)
     rows = [{"prompt": f"Say {i}.", "answers": [line, "no"], "ranks": [0, 1]} for i, line in enumerate(LINES)]
     rows += [{"prompt": "Say it.", "answers": ["no", LINES[0], "no", LINES[1]], "ranks": [1, 0, 1, 0]}]
     ranked = f"{write(tmp_path / 'ranked.jsonl', rows)}:rankings"
@@ -194,6 +201,9 @@ def test_a_real_checkpoint_answers_prompts_and_rows_of_a_kind(made, tmp_path):
 def test_what_has_no_figure_is_an_error_that_says_what_has(made, tmp_path):
     with pytest.raises(ConfigError, match="reward model.*evaluate it on pairs"):
         evaluate_checkpoint(made / "reward", f"{made}/text.jsonl:text")
+    thumbs = write(tmp_path / "thumbs.jsonl", [{"prompt": "Say.", "completion": "no", "label": False}])
+    with pytest.raises(ConfigError, match="an answer that was liked or not has no figure of its own"):
+        evaluate_checkpoint(made / "policy", f"{thumbs}:unpaired")
     bare = write(tmp_path / "bare.jsonl", [{"prompt": "What?"}])
     with pytest.raises(ConfigError, match="neither an answer.*nor a kind"):
         evaluate_checkpoint(made / "policy", f"{bare}:prompts")

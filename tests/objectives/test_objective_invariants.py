@@ -1,9 +1,11 @@
 """What holds for every objective in the table: jit, padding, gradients, microbatches."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from jaxalign.batches import VOCABULARY, bind, signature
 from jaxalign.objectives import OBJECTIVES
@@ -12,8 +14,8 @@ from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 OPTIONS = {
     "cross_entropy": {"z_loss": 0.01, "label_smoothing": 0.1},
     "bradley_terry": {"margin_scale": 0.5, "centre": 0.1},
-    "plackett_luce": {},
-    "pairwise_ranking": {},
+    "plackett_luce": {"centre": 0.1},
+    "pairwise_ranking": {"centre": 0.1},
     "dpo": {"beta": 0.2, "smoothing": 0.1},
     "ipo": {"beta": 0.2},
     "kto": {"beta": 0.3, "desirable_weight": 1.2},
@@ -74,10 +76,18 @@ def test_every_objective_has_a_case_and_speaks_the_vocabulary():
         assert set(signature(function)[0]) <= set(VOCABULARY)
 
 
-def test_without_jit_the_same(case):
-    name, arrays, _, ((loss, _), _) = case
-    eager, _ = reduce(bind(OBJECTIVES[name], arrays, OPTIONS[name]).terms)
-    np.testing.assert_allclose(eager, loss, rtol=1e-5, atol=1e-6)
+class WithAndWithoutJit(chex.TestCase):
+    """Every objective, jitted and op by op: the same loss, metrics and gradient."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(*sorted(OBJECTIVES))
+    def test_every_objective_runs(self, name):
+        arrays = batch(name)
+        (loss, (metrics, _)), gradient = self.variant(run(name))(arrays)
+        expected = reduce(bind(OBJECTIVES[name], arrays, OPTIONS[name]).terms)[0]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+        chex.assert_tree_all_finite((loss, metrics, gradient))
+        chex.assert_trees_all_equal_shapes(gradient, {k: arrays[k] for k in gradient})
 
 
 def test_gradient_flows_where_the_vocabulary_says_and_nowhere_else(case):

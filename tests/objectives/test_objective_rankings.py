@@ -14,7 +14,8 @@ from jaxalign.objectives import plackett_luce as pl
 from jaxalign.objectives import reduce as reduction
 
 bradley_terry = jax.jit(bt, static_argnames=("margin_scale", "centre"))
-pairwise_ranking, plackett_luce, reduce = jax.jit(all_pairs), jax.jit(pl), jax.jit(reduction.reduce)
+pairwise_ranking, plackett_luce = (jax.jit(f, static_argnames="centre") for f in (all_pairs, pl))
+reduce = jax.jit(reduction.reduce)
 
 RNG = np.random.default_rng(2)
 # The interesting shapes of a ranking of up to five; 99 stands for an absent answer.
@@ -95,6 +96,22 @@ def test_pairwise_ranking_reference():
     loss = pairwise_ranking(SCORES, RANKS, MASK)
     np.testing.assert_allclose(reduce(loss.terms)[0], np.mean(losses), rtol=1e-5)
     assert len(losses) == 7  # neither all ties nor a lone answer counts
+
+
+@pytest.mark.parametrize("ranking", [plackett_luce, pairwise_ranking])
+def test_centring_is_the_squared_mean_of_each_prompts_answers(ranking):
+    plain, centred = ranking(SCORES, RANKS, MASK), ranking(SCORES, RANKS, MASK, centre=0.3)
+    assert "centre" not in plain.terms
+    levels = [(2 * np.mean(scores[mask > 0])) ** 2 for scores, mask in zip(SCORES.astype(np.float64), MASK)
+              if mask.sum() > 1]
+    loss, means = reduce(centred.terms)
+    np.testing.assert_allclose(means["centre"], np.mean(levels), rtol=1e-5)
+    np.testing.assert_allclose(loss, reduce(plain.terms)[0] + 0.3 * np.mean(levels), rtol=1e-5)
+    # Of two answers it is what the paper prints, and `bradley_terry` has.
+    two = np.zeros(len(SCORES), np.int32)[:, None] + np.arange(2, dtype=np.int32)
+    pair = ranking(SCORES[:, :2], two, np.ones((len(SCORES), 2), np.float32), centre=0.3)
+    expected = bradley_terry(SCORES[:, 0], SCORES[:, 1], np.zeros(len(SCORES), np.float32), centre=0.3)
+    np.testing.assert_allclose(reduce(pair.terms)[0], reduce(expected.terms)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("ranking", [plackett_luce, pairwise_ranking])

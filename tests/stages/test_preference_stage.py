@@ -1,4 +1,4 @@
-"""The stage of DPO's family: which objective needs a reference, KTO's reference point, log-probabilities kept on disk."""
+"""The stage of DPO's family: who needs a reference, KTO's reference point, log-probabilities kept on disk."""
 
 import dataclasses
 import json
@@ -46,7 +46,8 @@ def test_an_objective_that_asks_for_no_reference_has_none(name, passes, tmp_path
     assert set(stage.frozen) == ({"reference"} if passes == 2 else set())
     batch = stage.next_batches(State(trainable))[0][0]
     seen = []
-    monkeypatch.setattr(stage, "statistics", lambda policy, rows, real=stage.statistics: seen.append(1) or real(policy, rows))
+    real = stage.statistics
+    monkeypatch.setattr(stage, "statistics", lambda policy, rows: seen.append(1) or real(policy, rows))
     jax.eval_shape(lambda *x: stage.loss_fn(*x, jax.random.key(0)), trainable, stage.frozen, batch)
     assert len(seen) == passes
 
@@ -72,11 +73,12 @@ def test_ktos_reference_point_is_the_mean_over_mismatched_answers(fold, tmp_path
                  for sequence in zip(*(raw[f"{name}_BRT"][:, 1] for name in ("tokens", "targets", "mask")))]
         stage.set_data_state(position)
         batch = stage.next_batches(State(policy))[0][0]
-        np.testing.assert_allclose(batch["reference_point_B"], np.full(4, max(0.0, np.mean(ratio))), rtol=1e-3, atol=1e-4)
+        expected = max(0.0, np.mean(ratio))
+        np.testing.assert_allclose(batch["reference_point_B"], np.full(4, expected), rtol=1e-3, atol=1e-4)
         # The dev data, which no step prepares, by the other way to the same number.
         loss = stage.loss_fn(policy, stage.frozen, stage.prepared(raw, "dev"), jax.random.key(0))
         point = reduce(loss.metrics)[1]["reference_point"]
-        np.testing.assert_allclose(point, max(0.0, np.mean(ratio)), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(point, expected, rtol=1e-3, atol=1e-4)
         assert batch["tokens_BRT"].shape[1] == 1
         assert (np.mean(ratio) > 1e-2) == (away == "reference")
 
@@ -161,7 +163,8 @@ def test_a_cache_of_other_parameters_or_other_data_is_made_anew_and_said_aloud(t
     again.start({"policy": trainable["policy"]})
     capsys.readouterr()
     again._cache(moved(trainable["policy"]))
-    assert "computing reference.train.npz, as those in the file were made with another reference\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "computing reference.train.npz, as those in the file were made with another reference\n" in said
     assert np.abs(again.ref_logp["train"] - stage.ref_logp["train"]).max() > 1e-3
     started("dpo", tmp_path, reference="cached", length=40)
     assert "made with another reference and data\n" in capsys.readouterr().out
@@ -173,7 +176,8 @@ def test_a_broken_cache_is_made_anew(tmp_path):
     path.write_bytes(b"PK\x03\x04 not an archive")
     np.testing.assert_array_equal(cached(path, {"reference": "a"}, lambda: values, said.append), values)
     assert "cannot be read" in said[0]
-    np.testing.assert_array_equal(cached(path, {"reference": "a"}, lambda: pytest.fail("computed"), said.append), values)
+    again = cached(path, {"reference": "a"}, lambda: pytest.fail("computed"), said.append)
+    np.testing.assert_array_equal(again, values)
     assert [p.name for p in tmp_path.iterdir()] == ["reference.train.npz"]
 
 
@@ -185,7 +189,8 @@ def test_a_hash_sees_every_parameter_and_every_token(tmp_path):
     leaves, tree = jax.tree.flatten(trainable["policy"])
     for n in (0, len(leaves) - 1):
         other = [leaf.at[(0,) * leaf.ndim].add(1e-6) if i == n else leaf for i, leaf in enumerate(leaves)]
-        assert fingerprint(jax.tree.unflatten(tree, other), stage.model_config, corpus)["reference"] != base["reference"]
+        moved_by_one = fingerprint(jax.tree.unflatten(tree, other), stage.model_config, corpus)
+        assert moved_by_one["reference"] != base["reference"]
     corpus.sequences.mask[3] ^= 1
     assert fingerprint(trainable["policy"], stage.model_config, corpus)["data"] != base["data"]
 

@@ -81,7 +81,8 @@ def test_what_a_stage_says_it_can_give_it_gives(name, tmp_path):
     stage = made(name, tmp_path)
     if name == "grpo":
         batch = {f"{n}_BT": np.ones((2, 4), np.int32) for n in ("tokens", "targets", "positions", "segment_ids")}
-        given = {"old_logp_BT", "ref_logp_BT", "advantage_BT", "reward_B", "sampler_logp_BT"}  # from the rollout
+        given = {"old_logp_BT", "ref_logp_BT", "advantage_BT", "reward_B", "sampler_logp_BT",
+                 "budget_B"}  # from the rollout
         batch |= {"mask_BT": np.ones((2, 4), np.float32)} | {n: np.ones((2, 4), np.float32) for n in given}
     else:
         batch = {k: v for k, v in next(stage.train_data).items() if isinstance(v, np.ndarray)}

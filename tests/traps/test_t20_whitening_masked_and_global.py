@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
+from jaxalign.experience.shaping import group_targets
 from jaxalign.objectives.advantages import group_relative, whiten
 
 RNG = np.random.default_rng(20)
@@ -51,3 +52,21 @@ def test_t20_a_groups_statistics_are_its_own(over_eight_devices):
 def test_t20_a_group_cut_in_two_is_refused():
     with pytest.raises(ConfigError, match="divide the number of responses, 6"):
         group_relative(jnp.zeros(6), group_size=4)
+
+
+@pytest.mark.parametrize("baseline, scale", [("group", "std"), ("group", "none"), ("others", "none"), ("none", "batch"),
+                                             ("group", "batch")])
+def test_t20_no_advantage_of_the_family_sees_padding_or_how_many_devices_there_are(baseline, scale, over_eight_devices):
+    score, penalty = RNG.normal(size=B).astype(np.float32), RNG.normal(size=(B, T)).astype(np.float32)
+    targets = jax.jit(lambda *x: group_targets(*x, group_size=4, baseline=baseline, scale=scale)["advantage_BT"])
+    one = np.asarray(targets(score, MASK, penalty))
+    for junk in (0.0, 1e4, np.nan):
+        dirty = np.where(MASK > 0, penalty, np.float32(junk))
+        np.testing.assert_allclose(targets(score, MASK, dirty), one, rtol=1e-5, atol=1e-6)
+    assert np.all(one[MASK == 0] == 0)
+    longer = targets(score, np.pad(MASK, ((0, 0), (0, 3))), np.pad(penalty, ((0, 0), (0, 3)), constant_values=7.0))
+    np.testing.assert_allclose(longer, np.pad(one, ((0, 0), (0, 3))), rtol=1e-5, atol=1e-6)
+    eight = targets(*(over_eight_devices(x) for x in (score, MASK, penalty)))
+    np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
+    if scale == "batch":  # over all tokens at once, each response as often as it has tokens
+        assert abs(one[MASK > 0].mean()) < 1e-5 and one[MASK > 0].std() == pytest.approx(1.0, abs=1e-4)
