@@ -1,4 +1,5 @@
-"""tools/quickstart.sh and tools/test.sh on machines that lack something, with pythons made of a few lines of shell."""
+"""tools/quickstart.sh, test.sh and conformance.sh on machines that lack something, with pythons of a few lines of shell.
+"""
 
 import os
 import pathlib
@@ -23,6 +24,7 @@ case "$*" in
   "-m pip "*) cat "$PIP_SAYS"; exit "$(cat "$PIP_EXITS")" ;;
   "-m pytest"*) echo "pytest in $PWD on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 5 ;;
   "-m jaxalign "*) echo "ran in $PWD:"; printf '<%s>' "${{@:2}}"; exit "${{JAXALIGN_EXITS:-0}}" ;;
+  */tests/conformance/run.py*) echo "compared on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 6 ;;
   *) exit 9 ;;
 esac
 """
@@ -230,6 +232,25 @@ def test_a_quickstart_that_fails_tells_of_no_report(machine):
     assert done.returncode == 2 and "The report" not in done.stdout
 
 
+def test_the_conformance_check_has_an_environment_of_its_own(machine):
+    machine.python("python3.13", "3.13")
+    machine.python("python3.11", "3.11")
+    machine.run("tools/quickstart.sh")
+    done = machine.run("tools/conformance.sh", "--only=two words")
+    assert done.returncode == 6 and done.stdout == "compared on cpu:\n<--only=two words>"
+    assert machine.pip_calls() == [".[conformance]"]
+    assert "3.11" in (machine.root / ".conformance-venv" / "bin" / "python").read_text()
+    assert not (machine.root / ".venv" / ".jaxalign-conformance").exists()
+    assert machine.run("tools/conformance.sh").returncode == 6 and machine.pip_calls() == []
+    place = machine.elsewhere / "peers"
+    assert machine.run("tools/conformance.sh", JAXALIGN_CONFORMANCE_VENV=str(place)).returncode == 6
+    assert (place / "pyvenv.cfg").exists()
+    (place / "pyvenv.cfg").unlink()
+    (place / "bin" / "python").unlink()
+    said = machine.complaint("tools/conformance.sh", JAXALIGN_CONFORMANCE_VENV=str(place))
+    assert "set JAXALIGN_CONFORMANCE_VENV to another folder" in said
+
+
 def test_continuous_integration_calls_the_readmes_command(machine):
     machine.python()
     done = machine.run(".ci/run")
@@ -237,6 +258,9 @@ def test_continuous_integration_calls_the_readmes_command(machine):
     assert "bash tools/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("script", ["tools/test.sh", "tools/quickstart.sh", ".ci/run"])
+SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", ".ci/run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_can_be_called_by_name(script):
     assert os.access(ROOT / script, os.X_OK) and (ROOT / script).read_text().startswith("#!/usr/bin/env bash\n")

@@ -1,12 +1,16 @@
-# Sourced by quickstart.sh and test.sh: makes .venv once, from any Python >= 3.11, and reuses it afterwards.
+# Sourced by quickstart.sh, test.sh and conformance.sh: makes .venv once, from any Python >= 3.11, and reuses it
+# afterwards.
 #
-#   prepare_environment core|test     sets VENV_PYTHON; on failure prints one line that says what to do and exits with 1
+#   prepare_environment core|EXTRA    sets VENV_PYTHON; on failure prints one line that says what to do and exits with 1
 #
 # PYTHON=/path/to/python picks the interpreter; JAXALIGN_VENV=/path puts the environment somewhere else than .venv.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# A script that wants an environment of its own sets these anew.
+VENV_VARIABLE=JAXALIGN_VENV
 VENV="${JAXALIGN_VENV:-$ROOT/.venv}"
 NEEDED_MIB=1500 # an environment takes about 1000 MiB, and pip unpacks the largest wheel beside it
+PYTHONS="python3.13 python3.12 python3.11 python3 python"
 
 die() {
   printf 'error: %s\n' "$*" >&2
@@ -29,7 +33,7 @@ find_python() {
     candidates="$PYTHON"
     [ -n "$(python_version "$PYTHON")" ] || die "PYTHON=$PYTHON does not run; set PYTHON to a Python 3.11 or newer"
   else
-    candidates="python3.13 python3.12 python3.11 python3 python"
+    candidates="$PYTHONS"
   fi
   # Unquoted only where it is our own list: a PYTHON that holds a space is one command.
   local IFS=' '
@@ -75,7 +79,7 @@ explain_pip_failure() {
 make_venv() {
   find_python
   if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
-    die "$VENV is there and is not a virtual environment; move it away, or set JAXALIGN_VENV to another folder"
+    die "$VENV is there and is not a virtual environment; move it away, or set $VENV_VARIABLE to another folder"
   fi
   check_space
   rm -rf "$VENV" 2>/dev/null
@@ -93,10 +97,10 @@ make_venv() {
 check_space() {
   local folder="$VENV" free
   while [ ! -d "$folder" ]; do folder="$(dirname "$folder")"; done
-  [ -w "$folder" ] || die "$folder cannot be written to; set JAXALIGN_VENV to a folder that can"
+  [ -w "$folder" ] || die "$folder cannot be written to; set $VENV_VARIABLE to a folder that can"
   free="$(df -Pk "$folder" 2>/dev/null | awk 'NR == 2 {print int($4 / 1024)}')"
   [ -z "$free" ] || [ "$free" -ge "$NEEDED_MIB" ] ||
-    die "$free MiB are free under $folder and the install needs about $NEEDED_MIB; free some, or set JAXALIGN_VENV to a folder on another disk"
+    die "$free MiB are free under $folder and the install needs about $NEEDED_MIB; free some, or set $VENV_VARIABLE to a folder on another disk"
 }
 
 prepare_environment() {

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Compares the objectives, values and gradients, with independent public implementations (TRL, transformers, verl, rlax,
+# rax), prints a table, and fails where a row does not hold. They take several GiB, so they go into an environment of
+# their own, .conformance-venv, made on the first call. JAXALIGN_CONFORMANCE_VENV=/path puts it somewhere else.
+#
+#   bash tools/conformance.sh                             writes conformance.json
+#   bash tools/conformance.sh --json=FILE --only=dpo --seeds=20
+#
+# How a row is made, and how to add one: tests/conformance/run.py.
+set -u
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+VENV_VARIABLE=JAXALIGN_CONFORMANCE_VENV
+VENV="${JAXALIGN_CONFORMANCE_VENV:-$ROOT/.conformance-venv}"
+NEEDED_MIB=4000
+PYTHONS="python3.11 python3.12 python3.13 python3 python" # the peers keep up with the newest Python last
+prepare_environment conformance
+# On the CPU, from nothing but what is installed; TRL's notice that its experimental parts may change is known.
+export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 PYTHONUNBUFFERED=1
+exec "$VENV_PYTHON" "$ROOT/tests/conformance/run.py" "$@"
