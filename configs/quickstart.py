@@ -54,7 +54,7 @@ def get_config():
         sft=stage("sft", init_from="@pretrain", **sft_settings),
         scratch=stage("sft", **sft_settings),
         candidates=stage("candidates", init_from="@sft", samples_per_prompt=8, answers=4, length=48,
-                         temperature=0.7, noise=0.05,
+                         temperature=0.7, noise=0.05, choice="apart",
                          data=dict(train=[dict(prompts, limit=2800)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
         reward=stage("reward", init_from="@sft", steps=350, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,

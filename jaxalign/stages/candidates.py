@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from jaxalign.batches import resolve
+from jaxalign.batches import check, resolve
 from jaxalign.data.pipeline import batches
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
@@ -19,7 +19,8 @@ class Candidates:
 
     Training rankings are by score + noise · Gumbel, which makes the order of any two a Bradley–Terry draw; the dev
     rankings, which only measure, are by the score alone. As people do on a scale, the judge gives grades in steps of
-    `grade`: answers of the same grade are a tie.
+    `grade`: answers of the same grade are a tie. Which `answers` of the samples are ranked is `choice`'s to say, one of
+    `CHOICES`.
     """
 
     name = "candidates"
@@ -27,17 +28,23 @@ class Candidates:
     @staticmethod
     def defaults():
         return base_config("candidates", samples_per_prompt=8, answers=4, max_new_tokens=48, temperature=1.0,
-                           judge="gold", noise=0.1, grade=0.1, batch_size=256, length=64)
+                           judge="gold", noise=0.1, grade=0.1, choice="different", batch_size=256, length=64)
 
     @staticmethod
     def run(config, workdir):
         if config.grade <= 0:
             raise ConfigError(f"candidates: config.grade={config.grade} must be above 0; for no ties take a small one, 1e-9")
+        if config.choice not in CHOICES:
+            raise ConfigError(f"candidates: config.choice={config.choice!r} must be one of {', '.join(CHOICES)}")
         started, workdir = time.monotonic(), pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         assistant = Assistant.load(config.init_from, max_new_tokens=config.max_new_tokens,
                                    batch_size=config.batch_size)
         judge = resolve(config.judge, REWARDS)
+        if isinstance(judge, type):
+            raise ConfigError(f"candidates: config.judge={config.judge!r} has something to prepare; take a reward that is a "
+                              "function of prompt, response and answer, such as 'gold' or \"module:function\"")
+        check(judge, ("prompt", "response", "answer"), ())
         figures, tokens = {}, 0
         for split, sources, noise in (("train", config.data.train, config.noise), ("dev", config.data.dev, 0.0)):
             rows = _rows(sources, assistant.tokenizer, config)
@@ -62,42 +69,49 @@ def rank(assistant, rows, judge, *, noise, seed, config):
     rng = np.random.default_rng([seed, 7])
     ranked = []
     for n, row in enumerate(rows):
-        answers = most_different([t for t in texts[n * copies:(n + 1) * copies] if t], copies)
+        answers = list(dict.fromkeys(t for t in texts[n * copies:(n + 1) * copies] if t))
         scores = np.array([judge(row["prompt"], answer, row["gold"]) for answer in answers])
         grades = np.round((scores + noise * rng.gumbel(size=len(answers))) / config.grade)
-        kept = apart(grades, config.answers)
+        kept = CHOICES[config.choice](answers, grades, config.answers)
         if len(kept) < 2:
             continue
-        ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept], "ranks": list(range(len(kept))),
+        ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept],
+                       "ranks": np.unique(-grades[kept], return_inverse=True)[1].tolist(),
                        "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 
 
-def apart(grades, count):
-    """Indices of at most `count` answers, the best first, no two of one grade: the best, the worst, and what lies evenly
-    between them. Of one grade the first is taken."""
-    first = np.unique(-np.asarray(grades), return_index=True)[1]
-    return [int(first[i]) for i in np.unique(np.round(np.linspace(0, len(first) - 1, min(count, len(first)))).astype(int))]
-
-
-def most_different(texts, count):
-    """At most `count` of the texts, no two alike, as different from each other as can be had greedily.
+def most_different(texts, grades, count):
+    """Indices of at most `count` of the texts, as different from each other as can be had greedily.
 
     People learn nothing from ranking the same thing said twice. The text drawn first stays; then comes, each time, the
     one that shares the smallest part of its word pairs (Jaccard) with whichever chosen one it is most like.
     """
-    left = list(dict.fromkeys(texts))
-    pairs = {text: set(zip(["", *text.split()], [*text.split(), ""])) for text in left}
-    likeness = dict.fromkeys(left, 0.0)
-    chosen = []
-    while left and len(chosen) < count:
-        new = min(left, key=likeness.get)  # of equals the one drawn first
-        left.remove(new)
-        chosen.append(new)
-        for text in left:
-            both = len(pairs[text] & pairs[new]) / len(pairs[text] | pairs[new])
-            likeness[text] = max(likeness[text], both)
-    return chosen
+    del grades
+    pairs = [set(zip(["", *text.split()], [*text.split(), ""])) for text in texts]
+    likeness, kept = dict.fromkeys(range(len(texts)), 0.0), []
+    while likeness and len(kept) < count:
+        new = min(likeness, key=likeness.get)  # of equals the one drawn first
+        del likeness[new]
+        kept.append(new)
+        for i in likeness:
+            both = len(pairs[i] & pairs[new]) / len(pairs[i] | pairs[new])
+            likeness[i] = max(likeness[i], both)
+    return kept
+
+
+def apart(texts, grades, count):
+    """Indices of at most `count` answers, no two of one grade: the best, the worst, and what lies evenly between them.
+
+    Of one grade the answer drawn first is taken. A ranking then has no ties.
+    """
+    del texts
+    first = np.unique(-grades, return_index=True)[1]
+    places = np.linspace(0, len(first) - 1, min(count, len(first)))
+    return [int(first[i]) for i in np.unique(np.round(places).astype(int))]
+
+
+CHOICES = {"different": most_different, "apart": apart}
 
 
 def _rows(sources, tokenizer, config):

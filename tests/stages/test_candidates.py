@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.stages.candidates import rank
+from jaxalign.stages.candidates import apart, most_different, rank
 
 
 class Assistant:
@@ -27,7 +27,7 @@ def prompt(n=0, **more):
 
 
 def settings(**changes):
-    return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperature=0.7) | changes)
+    return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperature=0.7, choice="different") | changes)
 
 
 SCORES = {"best": 0.94, "good": 0.86, "as good": 0.91, "bad": 0.12}
@@ -79,3 +79,27 @@ def test_noise_makes_two_answers_a_bradley_terry_draw():
     again, _ = rank(Assistant("a", "b"), rows, lambda prompt, answer, gold: scores[answer], noise=0.3, seed=1,
                     config=settings(samples_per_prompt=2, grade=1e-6))
     assert again == ranked
+
+
+def test_answers_of_one_grade_are_kept_once_where_they_are_to_lie_apart():
+    (row,), _ = rank(Assistant(*SCORES), [prompt()], judge, noise=0.0, seed=0, config=settings(choice="apart"))
+    assert (row["answers"], row["ranks"], row["scores"]) == (["best", "bad"], [0, 1], [0.94, 0.12])
+    grades = np.array([3.0, 9.0, 3.0, 1.0, 7.0, 5.0, 8.0])
+    kept = apart(list("abcdefg"), grades, 4)
+    assert grades[kept].tolist() == [9.0, 7.0, 5.0, 1.0] or grades[kept].tolist() == [9.0, 7.0, 3.0, 1.0]
+    assert kept[0] == 1 and kept[-1] == 3 and 2 not in kept
+    assert apart(list("ab"), np.array([1.0, 1.0]), 4) == [0]
+
+
+def test_people_are_shown_answers_that_differ():
+    said = ["It is tea.", "It is salt.", "I do not know.", "It is tea. It is a nice place.", "It is tea!"]
+    # The first drawn, then the one that shares nothing with it.
+    assert most_different(said, None, 3)[:2] == [0, 2]
+    assert sorted(most_different(said, None, 9)) == [0, 1, 2, 3, 4] and most_different([], None, 4) == []
+    # Two ways to say one thing do not both come before something else is said.
+    assert most_different(["It is red.", "It is redder.", "No."], None, 2) == [0, 2]
+
+
+def test_the_same_answer_said_twice_is_shown_once():
+    (row,), _ = rank(Assistant("best", "best", "bad", "bad"), [prompt()], judge, noise=0.0, seed=0, config=settings())
+    assert row["answers"] == ["best", "bad"]

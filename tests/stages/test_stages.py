@@ -17,7 +17,6 @@ from jaxalign.pipeline import pipeline_config, run_pipeline
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
-from jaxalign.stages.candidates import most_different
 from jaxalign.train.checkpoint import load_params, read_meta
 from jaxalign.train.optimizer import make_optimizer
 from jaxalign.train.state import create_state
@@ -316,15 +315,6 @@ def test_a_reward_model_may_go_on_being_a_language_model(tmp_path):
     np.testing.assert_allclose(reduce({"lm": term})[0], -0.5 * (logp_BRT * best_BRT).sum() / best_BRT.sum(), rtol=1e-5)
     assert 0 < best_BRT.sum() < batch["mask_BRT"].sum()
     assert "lm" not in made("reward", tmp_path).loss_fn(trainable, {}, batch, jax.random.key(1)).terms
-
-
-def test_people_are_shown_answers_that_differ():
-    said = ["It is tea.", "It is tea.", "It is salt.", "I do not know.", "It is tea. It is a nice place.", "It is tea!"]
-    chosen = most_different(said, 3)
-    assert chosen[:2] == ["It is tea.", "I do not know."]  # the first drawn, then the one that shares nothing with it
-    assert len(set(most_different(said, 9))) == 5 and most_different([], 4) == []
-    # Two ways to say one thing do not both come before something else is said.
-    assert most_different(["It is red.", "It is redder.", "No."], 2) == ["It is red.", "No."]
 
 
 @pytest.mark.parametrize("name, changes", [("reward", {}), ("reward", dict(pooling="likelihood", lm_coefficient=0.5)),
