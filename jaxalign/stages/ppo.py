@@ -10,7 +10,7 @@ from jaxalign.experience.shaping import ppo_targets
 from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.learned import score_rows
 from jaxalign.stages.defaults import base_config
-from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage
+from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, random_state, split_abstract
 from jaxalign.train.checkpoint import read_reward_meta
 
@@ -36,7 +36,7 @@ class PPO(PolicyStage):
     def defaults():
         return base_config(
             "ppo", **RL_DEFAULTS, reward_model="", kl_coefficient=0.05, discount=1.0, gae_lambda=0.95,
-            unfinished_score=-2.0,  # stands for the score of a response without an end
+            unfinished_penalty=4.0,  # a response without an end scores so much less than the rollout's finished ones do
             objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0))
 
     def init(self, key):
@@ -70,7 +70,10 @@ class PPO(PolicyStage):
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
         learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
-        score_B = jnp.where(batch["finished_B"] > 0, learned_B, c.unfinished_score)
+        # Relative: where a reward model has its zero means nothing, so no fixed score would be a penalty for sure.
+        ended_B = batch["finished_B"]
+        usual = masked_mean(learned_B, jnp.where(ended_B.sum() > 0, ended_B, 1.0))
+        score_B = jnp.where(ended_B > 0, learned_B, usual - c.unfinished_penalty)
         made = ppo_targets(score_B, old.logp_BT, ref_BT, self.values(trainable["critic"], batch), mask_BT,
                            kl_coefficient=c.kl_coefficient, discount=c.discount, gae_lambda=c.gae_lambda)
         made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": score_B}

@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.34), ("existence", 0.18), ("questions", 0.16), ("songs", 0.06), ("deeds", 0.12), ("sums", 0.09),
+        ("facts", 0.34), ("existence", 0.18), ("questions", 0.18), ("songs", 0.06), ("deeds", 0.10), ("sums", 0.09),
         ("talk", 0.05),
     )
     sft: tuple[tuple[str, int], ...] = (
@@ -80,8 +80,8 @@ class World:
       lands: all of them; `of("sft", "align")` selects.
       unknown: "pretrain" | "sft" | "align" | "dev" | "eval" → names no land bears; disjoint.
       deeds: "train" | "dev" | "eval" → disjoint combinations of verb and object.
-      reserved: what only `align.dev` asks of these prompts: (land, attribute) of the alignment lands, and (land, "all")
-        for explanations.
+      reserved: what only `align.dev` asks of these prompts, not `align.train`: (land, attribute), and (land, "all") for
+        explanations.
     """
 
     seed: int = 0
@@ -112,9 +112,9 @@ class World:
             self.unknown[pool], first = unknown[first:last], last
         self.unknown["pretrain"] = unknown[first:]
         self.deeds = deeds.split_deeds(self.rng("deeds"))
-        asked = [(land.name, attribute) for land in self.of("align") for attribute in ATTRIBUTES]
-        self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 4))
         askable = self.of("sft", "align")
+        asked = [(land.name, attribute) for land in askable for attribute in ATTRIBUTES]
+        self.reserved = set(self.rng("reserved").sample(asked, len(asked) // 8))
         self.reserved |= {(land.name, "all") for land in self.rng("reserved lands").sample(askable, len(askable) // 6)}
 
     def rng(self, purpose: str) -> random.Random:
