@@ -4,6 +4,8 @@ import json
 import pathlib
 import time
 
+import jax
+
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.sharding import make_mesh
@@ -28,7 +30,8 @@ def train_stage(stage_class, config, workdir):
     summary = {"name": workdir.name, "stage": stage.name, "seconds": time.monotonic() - started,
                "steps": result.steps, "tokens": result.tokens, "before": result.before, "after": result.after,
                "checkpoint": str(workdir), "lineage": lineage, "data": stage.reports}
-    (workdir / "done.json").write_text(json.dumps(summary, indent=1))
+    if jax.process_index() == 0:  # the others would write the same, over each other
+        (workdir / "done.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 
@@ -37,5 +40,6 @@ def _keep_config(stage, config, path):
     if path.exists() and (path.parent / "checkpoints").exists():
         for change in configs.differences(configs.from_json(path.read_text()), config):
             stage.say(f"{stage.name}: the config changed since this run began: {change}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(configs.to_json(config))
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(configs.to_json(config))

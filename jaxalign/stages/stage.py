@@ -117,7 +117,8 @@ class Stage:
         iterator = batches(
             list(sources), self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
             length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
-            truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row, bad_rows_path=self.workdir / name,
+            truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row,
+            bad_rows_path=self.workdir / name if jax.process_index() == 0 else None,
             max_answers=c.get("max_answers") or None,
             process_index=jax.process_index(), process_count=jax.process_count())
         report, split = iterator.report, "train" if repeat else "dev"

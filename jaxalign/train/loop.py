@@ -8,12 +8,12 @@ import time
 
 import jax
 import numpy as np
-from rich.console import Console
+from jax.experimental import multihost_utils
 
 from jaxalign.errors import CheckpointError
 from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpointer
-from jaxalign.train.metrics import MetricsWriter
+from jaxalign.train.metrics import MetricsWriter, NoMetrics
 from jaxalign.train.optimizer import make_optimizer
 from jaxalign.train.state import create_state
 from jaxalign.train.step import make_train_step
@@ -69,12 +69,12 @@ def fit(stage, workdir, config, mesh) -> Result:
     step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
                       donate_argnums=0)
     step = int(state.step)
-    # Every process has the same figures: the first one's are the run's.
-    process = jax.process_index()
-    folder, console = (workdir, None) if process == 0 else (workdir / f"process{process}", Console(quiet=True))
+    # Every process has the same figures: the first one writes them.
+    first = jax.process_index() == 0
+    open_metrics = MetricsWriter if first else NoMetrics
     # Whatever ends the run, what was given to be saved is saved.
-    with contextlib.closing(checkpointer), MetricsWriter(
-            folder, name=stage.name, total_steps=config.steps, resume_step=step, console=console) as writer:
+    with contextlib.closing(checkpointer), open_metrics(
+            workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
         stage.warn = writer.warn
         if resumed:
             left = f"goes on from step {step}" if step < config.steps else "nothing is left to do"
@@ -87,13 +87,15 @@ def fit(stage, workdir, config, mesh) -> Result:
             return figures
 
         def save():
+            nonlocal uncounted
+            history["tokens"], uncounted = history["tokens"] + _everywhere(uncounted), 0
             seconds = history["seconds"] + time.monotonic() - started
             checkpointer.save(state, dict(stage.meta(), data=stage.data_state(),
                                           history=dict(history, seconds=seconds)))
 
         if not resumed:
             history["before"] = evaluate()
-        pending, unlogged, after, saved = None, 0, {}, step if resumed else -1
+        pending, unlogged, uncounted, after, saved = None, 0, 0, {}, step if resumed else -1
         while step < config.steps:
             batches, figures = stage.next_batches(state)
             batches = batches[:config.steps - step]  # a rollout may hold more steps than are left
@@ -103,14 +105,14 @@ def fit(stage, workdir, config, mesh) -> Result:
                 step += 1
                 count = int(np.count_nonzero(batch["segment_ids_BT"])) if "segment_ids_BT" in batch else sum(
                     int(np.count_nonzero(x)) for name, x in batch.items() if name.startswith("segment_ids"))
-                history["tokens"] += count
+                uncounted += count
                 unlogged += count
                 # The figures of one step are fetched after the next one is on its way.
                 if pending is not None:
                     writer.write(*pending)
                     pending = None
                 if step % config.log_every == 0 or step == config.steps:
-                    pending, unlogged = (step, metrics | figures, unlogged), 0
+                    pending, unlogged = (step, metrics | figures, _everywhere(unlogged)), 0
             last = step >= config.steps
             if pending is not None and (last or _due(step, len(batches), config.eval_every)):
                 writer.write(*pending)
@@ -126,8 +128,16 @@ def fit(stage, workdir, config, mesh) -> Result:
             after = stage.evaluate(state)
     seconds = history["seconds"] + time.monotonic() - started
     result = Result(step, history["tokens"], seconds, history["before"], after)
-    (workdir / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
+    if first:
+        (workdir / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
     return result
+
+
+def _everywhere(count):
+    """The sum of every process's count."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.int32(count))))
 
 
 def _due(step, taken, every):

@@ -198,6 +198,27 @@ class MetricsWriter:
             sys.stdout.flush()
 
 
+class NoMetrics:
+    """A `MetricsWriter` that says and writes nothing, for processes whose figures are those of another."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, step, scalars, tokens=None):
+        pass
+
+    def say(self, message):
+        pass
+
+    warn = say
+
+
 class _Figures(ProgressColumn):
     def render(self, task):
         return Text(task.fields["figures"])
