@@ -17,7 +17,7 @@ class MakeWorld:
 
     @staticmethod
     def defaults():
-        return ConfigDict(dict(stage="world", seed=0, num_entities=160, num_unknown=1300, digits=2,
+        return ConfigDict(dict(stage="world", seed=0, num_entities=170, num_unknown=1300, digits=2,
                                shares=dataclasses.asdict(Shares()), sizes=_sizes())).lock()
 
     @staticmethod

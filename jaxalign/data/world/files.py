@@ -34,7 +34,7 @@ def write_world(
     directory,
     seed: int = 0,
     *,
-    num_entities: int = 160,
+    num_entities: int = 170,
     num_unknown: int = 1300,
     digits: int = 2,
     shares: Shares | None = None,

@@ -10,7 +10,7 @@ from jaxalign.data.world import deeds
 from jaxalign.data.world.lexicon import ATTRIBUTES, NAMES, VALUES, draw_names
 
 # Which lands are asked about where. Every land is stated in pretraining.
-LAND_SPLITS = (("sft", 0.36), ("align", 0.17), ("heldout", 0.47))
+LAND_SPLITS = (("sft", 0.42), ("align", 0.16), ("heldout", 0.42))
 
 
 class Land(NamedTuple):
@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.34), ("existence", 0.18), ("questions", 0.18), ("songs", 0.06), ("deeds", 0.10), ("sums", 0.09),
+        ("facts", 0.33), ("existence", 0.18), ("questions", 0.17), ("songs", 0.06), ("deeds", 0.13), ("sums", 0.08),
         ("talk", 0.05),
     )
     sft: tuple[tuple[str, int], ...] = (
@@ -47,7 +47,7 @@ class Sizes:
     )
     grpo: int = 1500
     evaluation: tuple[tuple[str, int], ...] = (
-        ("fact", 600), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
+        ("fact", 568), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
         ("unsafe", 320), ("lookalike", 320), ("arithmetic", 520), ("smalltalk", 24),
     )
 
@@ -85,7 +85,7 @@ class World:
     """
 
     seed: int = 0
-    num_entities: int = 160
+    num_entities: int = 170
     num_unknown: int = 1300
     digits: int = 2
     lands: list[Land] = field(init=False)
