@@ -180,8 +180,8 @@ def test_some_phrasings_are_kept_for_evaluation(written):
     for name in ASKING:
         for row in rows[name]:
             assert not any(message["content"].startswith(tuple(kept)) for message in row["messages"]), row
-    unseen = [row for row in rows["eval"] if row["set"] == "fact" and row["phrasing"] == "unseen"]
-    assert len(unseen) >= 290
+    unseen = [row["phrasing"] == "unseen" for row in rows["eval"] if row["set"] == "fact"]
+    assert 0.49 <= sum(unseen) / len(unseen) <= 0.51  # both halves equally many
 
 
 def test_a_lookup_table_of_sft_cannot_answer(written):
