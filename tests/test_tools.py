@@ -1,5 +1,4 @@
-"""tools/quickstart.sh, test.sh and conformance.sh on machines that lack something, with pythons of a few lines of shell.
-"""
+"""tools/quickstart.sh, test.sh, conformance.sh on machines that lack something, with pythons of a few shell lines."""
 
 import os
 import pathlib

@@ -11,7 +11,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 import rlax
-import trl
+from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos as verl
 from verl.utils.torch_functional import masked_whiten
 
@@ -19,8 +19,10 @@ import policies
 import ragged
 import trainers
 from comparison import Row
+from jaxalign.experience.shaping import group_targets
 from jaxalign.objectives.advantages import gae, group_relative, leave_one_out, whiten
-from policies import GROUP_SIZE, ROWS_OF_ROLLOUT, Tokens
+from policies import GROUP_SIZE, ROLLOUT
+from tokens import Tokens
 
 DISCOUNT, LAMBDA = 0.95, 0.9
 
@@ -69,29 +71,28 @@ def whitened(draw, *, shift_mean):
 
 def of_trl(draw, *, ours, theirs):
     """What a trainer of TRL's makes of a rollout's rewards."""
-    rows, reward_B = ragged.rows(draw, ROWS_OF_ROLLOUT, left=True), _rewards(draw)
-    trainer = theirs()
-    policies.play(trainer, rows)
-    trainers.tell(trainer.model, *(trainers.tensor(x) for x in (ragged.hidden(draw, rows), ragged.unembed(draw))))
-    batch = trainer._generate_and_score_completions([{"prompt": "w3", "reward": float(r)} for r in reward_B])
-    return {"value": ours(reward_B)}, {"value": batch["advantages"].numpy()}
+    rows, reward_B = ragged.rows(draw, ROLLOUT, left=True), _rewards(draw)
+    policy = {"hidden_BSD": ragged.hidden(draw, rows), "unembed_DV": ragged.unembed(draw)}
+    batch = policies.played(theirs(), rows, reward_B, policy, policy, rows.mask_BT)
+    return {"value": ours(reward_B, rows.mask_BT)}, {"value": batch["advantages"].numpy()}
 
 
 def of_verl(draw, *, ours, theirs):
     """verl takes the reward on any of a response's tokens, and gives the advantage on each of them."""
-    rows, reward_B = ragged.rows(draw, ROWS_OF_ROLLOUT), _rewards(draw)
+    rows, reward_B = ragged.rows(draw, ROLLOUT), _rewards(draw)
     reward_BT = np.zeros_like(rows.mask_BT)
-    reward_BT[np.arange(ROWS_OF_ROLLOUT), rows.mask_BT.argmax(axis=1)] = reward_B
-    prompts = np.arange(ROWS_OF_ROLLOUT) // GROUP_SIZE
+    reward_BT[np.arange(ROLLOUT), rows.mask_BT.argmax(axis=1)] = reward_B
+    prompts = np.arange(ROLLOUT) // GROUP_SIZE
     theirs_BT, _ = theirs(trainers.tensor(reward_BT), trainers.tensor(rows.mask_BT), prompts)
-    return {"value": np.asarray(ours(reward_B))[:, None] * rows.mask_BT}, {"value": theirs_BT.numpy()}
+    ours_BT = np.broadcast_to(ours(reward_B, rows.mask_BT).T, rows.mask_BT.T.shape).T  # of responses, or of tokens
+    return {"value": ours_BT * rows.mask_BT}, {"value": theirs_BT.numpy()}
 
 
 def _rewards(draw):
-    return draw.normal(size=ROWS_OF_ROLLOUT).astype(np.float32)
+    return draw.normal(size=ROLLOUT).astype(np.float32)
 
 
-def group(reward_B, *, scale, added=0.0):
+def group(reward_B, mask_BT, *, scale, added=0.0):
     """Ours; with scale "std" as theirs has it, over the sample's deviation and what they add to it."""
     advantage_B = group_relative(jnp.asarray(reward_B), group_size=GROUP_SIZE, scale=scale)
     if scale == "none":
@@ -100,8 +101,31 @@ def group(reward_B, *, scale, added=0.0):
     return advantage_B * sample_over_population(GROUP_SIZE) * std_B / (std_B + added)
 
 
-def others(reward_B):
+def others(reward_B, mask_BT):
     return leave_one_out(jnp.asarray(reward_B), group_size=GROUP_SIZE)
+
+
+def centred_and_whitened(reward_B, mask_BT):
+    targets = group_targets(
+        jnp.asarray(reward_B), jnp.asarray(mask_BT), group_size=GROUP_SIZE, baseline="group", scale="batch"
+    )
+    return targets["advantage_BT"] * sample_over_population(mask_BT.sum())
+
+
+def reinforce_plus_plus(draw):
+    """A reward at the end, a cost at every token, and gaps; verl takes the two as one reward per token."""
+    tokens, reward_B = Tokens(draw), draw.normal(size=6).astype(np.float32)
+    mask_BT, cost_BT = tokens.mask_BT, 0.1 * (tokens.logp_BT - tokens.ref_logp_BT)
+    ours_BT = group_targets(
+        jnp.asarray(reward_B), jnp.asarray(mask_BT), jnp.asarray(cost_BT), group_size=1, baseline="none", scale="batch"
+    )["advantage_BT"]
+    reward_BT = -cost_BT * mask_BT
+    last_B = mask_BT.shape[1] - 1 - np.flip(mask_BT, axis=1).argmax(axis=1)
+    reward_BT[np.arange(6), last_B] += reward_B
+    theirs_BT, _ = verl.compute_reinforce_plus_plus_outcome_advantage(
+        trainers.tensor(reward_BT), tokens.torch("mask_BT"), AlgoConfig(gamma=1.0)
+    )
+    return {"value": ours_BT * sample_over_population(mask_BT.sum())}, {"value": theirs_BT.numpy()}
 
 
 def sample_over_population(count):
@@ -126,4 +150,9 @@ ROWS = [
     Row("leave_one_out", "trl RLOOTrainer", PART(of_trl, ours=others, theirs=policies.trl_rloo)),
     Row("leave_one_out", "verl compute_rloo_outcome_advantage",
         PART(of_verl, ours=others, theirs=verl.compute_rloo_outcome_advantage)),
+    Row("group_targets: baseline none, scale batch, KL (REINFORCE++)",
+        "verl compute_reinforce_plus_plus_outcome_advantage", reinforce_plus_plus),
+    Row("group_targets: baseline group, scale batch (REINFORCE++ with a baseline)",
+        "verl compute_reinforce_plus_plus_baseline_outcome_advantage",
+        PART(of_verl, ours=centred_and_whitened, theirs=verl.compute_reinforce_plus_plus_baseline_outcome_advantage)),
 ]

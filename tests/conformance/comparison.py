@@ -35,8 +35,9 @@ class Row(NamedTuple):
 def measure(row: Row, seeds: int) -> dict:
     """The row as it stands in conformance.json, over `seeds` draws.
 
-    It holds where no entry of any value or gradient is further away than the tolerance, and none further than that
-    share of its array's largest entry: a gradient of many tokens' mean is so small that the first alone says little.
+    It holds where no entry of any value or gradient is further away than the tolerance, and none of a gradient further
+    than that share of its largest entry: of a mean over many tokens it is so small that the first alone says little.
+    (A loss is a sum in which terms may cancel; what is left of them is no measure of their rounding.)
     """
     absolute, relative = 0.0, 0.0
     for seed in range(seeds):
@@ -53,7 +54,9 @@ def measure(row: Row, seeds: int) -> dict:
             difference = np.max(np.abs(a - b))
             # A NaN compares with nothing: as infinite it cannot pass for agreement.
             difference = difference if np.isfinite(difference) else np.inf
-            absolute, relative = max(absolute, difference), max(relative, difference / scale)
+            absolute = max(absolute, difference)
+            if a.ndim:
+                relative = max(relative, difference / scale)
     return {
         "check": row.check,
         "against": row.against,

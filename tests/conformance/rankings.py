@@ -20,18 +20,21 @@ from jaxalign.objectives.reduce import reduce
 BEST = 100.0  # rax wants relevance, the higher the better
 
 
-def pairs(draw, *, margin, centre):
-    """Scores of pairs, of which TRL gets only those that count, ours also some that do not."""
+def pairs(draw, *, ours, margin=False, centre=0.0):
+    """Scores of pairs, of which TRL gets only those that count, ours also some that do not.
+
+    Args:
+      ours: of chosen and rejected scores, margins, and 1 where the pair counts.
+      margin: TRL gets the margins too.
+      centre: TRL's center_rewards_coefficient.
+    """
     count_B = np.array([1, 1, 0, 1, 1, 0, 1], np.float32)
     chosen_B, rejected_B = (2.0 * draw.normal(size=count_B.shape) for _ in range(2))
-    margin_B = draw.uniform(0.0, 2.0, count_B.shape)
+    margin_B = draw.uniform(0.0, 2.0, count_B.shape).astype(np.float32)
     kept = count_B > 0
 
-    def ours(chosen_B, rejected_B):
-        loss = bradley_terry(
-            chosen_B, rejected_B, jnp.asarray(margin_B), count_B, margin_scale=float(margin), centre=centre
-        )
-        return reduce(loss.terms)[0]
+    def of_ours(chosen_B, rejected_B):
+        return reduce(ours(chosen_B, rejected_B, jnp.asarray(margin_B), jnp.asarray(count_B)).terms)[0]
 
     def theirs(chosen_B, rejected_B):
         scores = torch.cat([chosen_B[kept], rejected_B[kept]])[:, None]
@@ -41,9 +44,19 @@ def pairs(draw, *, margin, centre):
         trainer = _trainer(centre or None)
         return trainer.compute_loss(lambda **inputs: SequenceClassifierOutput(logits=scores), batch)
 
-    return in_jax(ours, chosen_B=chosen_B, rejected_B=rejected_B), in_torch(
-        theirs, chosen_B=chosen_B, rejected_B=rejected_B
-    )
+    trained = {"chosen_B": chosen_B, "rejected_B": rejected_B}
+    return in_jax(of_ours, **trained), in_torch(theirs, **trained)
+
+
+def of_two(ranking):
+    """An objective of rankings, given pairs as rankings of two answers, a pair that does not count as one of none."""
+
+    def of_pairs(chosen_B, rejected_B, margin_B, count_B):
+        ranks_BR = jnp.broadcast_to(jnp.array([1, 0]), (len(count_B), 2))
+        mask_BR = jnp.broadcast_to(count_B[:, None], ranks_BR.shape)
+        return ranking(jnp.stack([rejected_B, chosen_B], axis=1), ranks_BR, mask_BR)
+
+    return of_pairs
 
 
 @functools.cache
@@ -112,14 +125,19 @@ def _orders(ranks_R, mask_R):
         yield order_R
 
 
+PART = functools.partial
+
 ROWS = [
-    Row("bradley_terry", "trl RewardTrainer.compute_loss", functools.partial(pairs, margin=False, centre=0.0)),
-    Row("bradley_terry: margin", "trl RewardTrainer.compute_loss, margin",
-        functools.partial(pairs, margin=True, centre=0.0)),
-    Row("bradley_terry: margin, centre 0.01", "trl RewardTrainer.compute_loss, margin, center_rewards_coefficient 0.01",
-        functools.partial(pairs, margin=True, centre=0.01)),
-    Row("plackett_luce: no ties", "rax listmle_loss", functools.partial(whole_ranking, ties=False)),
-    Row("plackett_luce: ties", "enumeration of the orders, rax listmle_loss of each",
-        functools.partial(whole_ranking, ties=True)),
+    Row("bradley_terry", "trl RewardTrainer", PART(pairs, ours=bradley_terry)),
+    Row("bradley_terry: margin", "trl RewardTrainer, margin",
+        PART(pairs, ours=PART(bradley_terry, margin_scale=1.0), margin=True)),
+    Row("bradley_terry: margin, centre 0.01", "trl RewardTrainer, margin, center_rewards_coefficient 0.01",
+        PART(pairs, ours=PART(bradley_terry, margin_scale=1.0, centre=0.01), margin=True, centre=0.01)),
+    Row("plackett_luce: no ties", "rax listmle_loss", PART(whole_ranking, ties=False)),
+    Row("plackett_luce: ties", "enumeration of the orders, rax listmle_loss of each", PART(whole_ranking, ties=True)),
+    Row("plackett_luce: two answers, centre 0.01", "trl RewardTrainer, center_rewards_coefficient 0.01",
+        PART(pairs, ours=of_two(PART(plackett_luce, centre=0.01)), centre=0.01)),
     Row("pairwise_ranking: ties", "rax pairwise_logistic_loss", all_pairs),
+    Row("pairwise_ranking: two answers, centre 0.01", "trl RewardTrainer, center_rewards_coefficient 0.01",
+        PART(pairs, ours=of_two(PART(pairwise_ranking, centre=0.01)), centre=0.01)),
 ]

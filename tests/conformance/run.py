@@ -30,11 +30,13 @@ import policies  # noqa: E402
 import preferences  # noqa: E402
 import rankings  # noqa: E402
 import supervised  # noqa: E402
+import tokens  # noqa: E402
 from comparison import TOLERANCE, measure  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from jaxalign.objectives import OBJECTIVES  # noqa: E402
 
-ROWS = [*supervised.ROWS, *rankings.ROWS, *preferences.ROWS, *policies.ROWS, *advantages.ROWS]
+FAMILIES = [supervised, rankings, preferences, policies, tokens, advantages]
+ROWS = [row for family in FAMILIES for row in family.ROWS]
 PACKAGES = ["trl", "transformers", "verl", "rlax", "rax"]
 
 

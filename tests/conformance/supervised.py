@@ -110,12 +110,12 @@ def z_loss(draw):
 
 
 ROWS = [
-    Row("cross_entropy", "trl SFTTrainer.compute_loss", functools.partial(sft, theirs=of_trl)),
+    Row("cross_entropy", "trl SFTTrainer", functools.partial(sft, theirs=of_trl)),
     Row("cross_entropy", "transformers ForCausalLMLoss", functools.partial(sft, theirs=of_transformers)),
-    Row("cross_entropy: label_smoothing 0.1", "trl SFTTrainer.compute_loss, label_smoothing_factor 0.1",
+    Row("cross_entropy: label_smoothing 0.1", "trl SFTTrainer, label_smoothing_factor 0.1",
         functools.partial(sft, theirs=of_trl, label_smoothing=0.1)),
     Row("cross_entropy: z_loss", "float64, PaLM (arXiv:2204.02311, section 5)", z_loss),
-    Row("token_statistics: softcap 3", "trl SFTTrainer.compute_loss, final_logit_softcapping 3",
+    Row("token_statistics: softcap 3", "trl SFTTrainer, final_logit_softcapping 3",
         functools.partial(sft, theirs=of_trl, softcap=3.0)),
     Row("logps_from_logits", "trl selective_log_softmax", logp),
     Row("token_statistics: logp, entropy", "trl selective_log_softmax, entropy_from_logits",
