@@ -115,7 +115,7 @@ def check(config: Mapping, defaults: Mapping, free: Sequence[str] = ("objective"
 
 
 def check_least(config: Mapping, least: Mapping) -> None:
-    """Raises ConfigError for a number below the least it may be; NaN is below all. Keys the config lacks are no matter.
+    """Raises ConfigError for a number below the least it may be; NaN is below all. Other keys are no matter.
 
     Args:
       config: anything with groups.
@@ -125,7 +125,7 @@ def check_least(config: Mapping, least: Mapping) -> None:
         value = config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, GROUPS) else None
-        if value is not None and not value >= bound:
+        if isinstance(value, (int, float)) and not value >= bound:
             raise ConfigError(f"config key {path}={value}: expected {bound} or more")
 
 
