@@ -1,6 +1,7 @@
 """A chain of stages, each starting from what the one before left; finished ones are skipped."""
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -58,7 +59,7 @@ def run_pipeline(config, workdir):
         summaries.append(done)
         claims += done.get("claims", [])
         report = _report(config, plan, summaries, claims)
-        (workdir / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        (workdir / "report.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False))
         write_report(workdir)
     return report
 
@@ -113,10 +114,19 @@ def _finished(folder, name, config):
     return json.loads(done.read_text()) if done.exists() else None
 
 
+def _finite(value):
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _report(config, plan, summaries, claims):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     device = jax.devices()[0]
-    keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint")
+    keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint", "data")
     return {
         "claims": claims,
         "stages": [{key: summary.get(key) for key in keys} for summary in summaries],

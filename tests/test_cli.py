@@ -70,11 +70,13 @@ def test_train_gets_the_config_with_its_overrides(config, fake, capsys):
 
 def test_pipeline_and_report_get_their_folder(config, fake, tmp_path, capsys):
     seen = []
-    fake("pipeline", run_pipeline=lambda config, workdir: seen.append((config.steps, workdir)))
+    report = {"claims": [{"holds": True}, {"holds": False}]}
+    fake("pipeline", run_pipeline=lambda config, workdir: seen.append((config.steps, workdir)) or report)
     fake("report", write_report=lambda workdir: f"{workdir}/report.html")
-    assert main(["pipeline", f"--config={config}", "--workdir=w", "--config.steps=3"]) == 0
+    assert main(["pipeline", f"--config={config}", "--workdir=v", "--workdir=w", "--config.steps=3"]) == 0
     assert main(["report", f"--workdir={tmp_path}"]) == 0
-    assert seen == [(3, "w")] and capsys.readouterr().out == f"wrote {tmp_path}/report.html\n"
+    said = "\nwrote w/report.html and report.json, 1 of 2 claims hold\n"
+    assert seen == [(3, "w")] and capsys.readouterr().out == f"{said}wrote {tmp_path}/report.html\n"
 
 
 def test_a_tokenizer_is_a_stage_that_says_what_it_wrote(config, fake, capsys):

@@ -190,8 +190,8 @@ def test_json_refuses_what_it_cannot_keep():
 
 
 def test_numbers_below_their_least_are_named():
-    config = ConfigDict({"steps": 0, "optimizer": {"warmup_steps": -1}, "rate": math.nan})
-    configs.check_least(config, {"steps": 0, "microbatches": 1, "steps.none": 1})
+    config = ConfigDict({"steps": 0, "optimizer": {"warmup_steps": -1}, "rate": math.nan, "sft": "a path"})
+    configs.check_least(config, {"steps": 0, "microbatches": 1, "steps.none": 1, "sft": 1})
     with pytest.raises(ConfigError, match="config key optimizer.warmup_steps=-1: expected 0 or more"):
         configs.check_least(config, {"optimizer.warmup_steps": 0})
     with pytest.raises(ConfigError, match="rate=nan: expected 0 or more"):

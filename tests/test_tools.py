@@ -213,22 +213,15 @@ def test_the_environment_can_stand_elsewhere(machine):
     assert (place / "pyvenv.cfg").exists() and not (machine.root / ".venv").exists()
 
 
-def test_the_quickstart_runs_the_pipeline_and_tells_where_the_report_is(machine):
+def test_the_quickstart_runs_the_pipeline_and_passes_flags_on(machine):
     machine.python()
     done = machine.run("tools/quickstart.sh", "--config.seed=1")
     ran = (
         f"<jaxalign><pipeline><--config={machine.root}/configs/quickstart.py><--workdir={machine.root}/runs/quickstart>"
     )
     assert ran + "<--config.seed=1>" in done.stdout and f"ran in {machine.elsewhere}" in done.stdout
-    assert f"The report: {machine.root}/runs/quickstart/report.html" in done.stdout
-    assert "The report: mine/report.html" in machine.run("tools/quickstart.sh", "--workdir=mine").stdout
-    assert "The report: mine/report.html" in machine.run("tools/quickstart.sh", "--workdir", "mine").stdout
-
-
-def test_a_quickstart_that_fails_tells_of_no_report(machine):
-    machine.python()
-    done = machine.run("tools/quickstart.sh", JAXALIGN_EXITS="2")
-    assert done.returncode == 2 and "The report" not in done.stdout
+    assert machine.run("tools/quickstart.sh", "--workdir", "mine").stdout.endswith("<--workdir><mine>")
+    assert machine.run("tools/quickstart.sh", JAXALIGN_EXITS="2").returncode == 2
 
 
 def test_the_conformance_check_has_an_environment_of_its_own(machine):

@@ -7,14 +7,4 @@ set -u
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare_environment core
-WORKDIR="$ROOT/runs/quickstart"
-previous=""
-for argument in "$@"; do
-  case "$argument" in --workdir=* | -workdir=*) WORKDIR="${argument#*=}" ;; esac
-  case "$previous" in --workdir | -workdir) WORKDIR="$argument" ;; esac
-  previous="$argument"
-done
-"$VENV_PYTHON" -m jaxalign pipeline --config="$ROOT/configs/quickstart.py" --workdir="$WORKDIR" "$@"
-status=$?
-[ "$status" -ne 0 ] || printf '\nThe report: %s/report.html (figures: %s/report.json)\n' "$WORKDIR" "$WORKDIR"
-exit "$status"
+exec "$VENV_PYTHON" -m jaxalign pipeline --config="$ROOT/configs/quickstart.py" --workdir="$ROOT/runs/quickstart" "$@"

@@ -21,7 +21,10 @@ def pipeline(values, config, _):
     # The module and not `from jaxalign import pipeline`, which this function's name would hide.
     from jaxalign.pipeline import run_pipeline
 
-    run_pipeline(config, values.workdir)
+    done = run_pipeline(config, values.workdir)
+    claims = done["claims"]
+    held = f", {sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold" if claims else ""
+    print(f"\nwrote {os.path.join(values.workdir, 'report.html')} and report.json{held}")
 
 
 def tokenizer(values, config, _):

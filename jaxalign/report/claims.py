@@ -66,6 +66,7 @@ def _row(claim, title, text):
     shown = claim.get("target")
     if _is_number(shown):
         shown = f"{direction or ''} {number(shown)}"
+    shown = "—" if shown is None else re.sub(r"-(?=\d)", "−", str(shown))
     bar = '<span class="note">not measured</span>'
     if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
         interval = None
@@ -85,7 +86,7 @@ def _row(claim, title, text):
         f'<th scope="row">{html.escape(title or "")}{measure}</th>'
         f'<td class="num" data-label="baseline">{_figure(baseline)}</td>'
         f'<td class="num strong" data-label="value">{sign}{_figure(value)}</td>'
-        f'<td class="num" data-label="target">{html.escape(str(shown if shown is not None else "—"))}</td>'
+        f'<td class="num" data-label="target">{html.escape(shown)}</td>'
         f'<td class="num" data-label="n">{_figure(claim.get("n"))}</td>'
         f'<td class="span">{bar}</td><td class="verdict"><span class="badge {state}">{verdict}</span></td></tr>'
     )

@@ -3,6 +3,7 @@
 import html
 import json
 import pathlib
+import re
 
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.report import claims, curves, lineage, plots
@@ -11,6 +12,7 @@ COLOURS = 8  # classes c0 … c7 of report.css
 CHARTS_SHOWN = 3  # of each stage; the others are folded away
 CHANGES_SHOWN = 4  # of a stage's figures before and after it
 PROMPTS_SHOWN = 6  # of each kind
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # what HTML cannot hold and an untrained model says
 
 
 def write_report(workdir) -> pathlib.Path:
@@ -100,6 +102,7 @@ def _timeline(stages, colours):
         counts = [f"{plots.number(stage['steps'])} steps"] if stage.get("steps") else []
         counts += [f"{plots.number(tokens)} tokens"] if tokens else []
         counts += [f"{plots.number(round(tokens / seconds))} tokens/s"] if tokens and seconds else []
+        counts += _lost(stage.get("data"))
         colour = colours[stage["name"]]
         rows.append(
             f'<div class="stage"><div class="who"><b class="{colour}">{_text(stage["name"])}</b>'
@@ -110,6 +113,14 @@ def _timeline(stages, colours):
         )
     note = f"{duration(whole)} of training and measuring"
     return _section("Stages", f'<div class="timeline">{"".join(rows)}</div>', note)
+
+
+def _lost(data):
+    """What did not reach the training: rows that were skipped as bad, rows that were cut."""
+    train = data.get("train") if isinstance(data, dict) else None
+    bad, cut = (train.get("bad"), train.get("truncated")) if isinstance(train, dict) else (0, 0)
+    counts = [f"{plots.number(bad)} bad row{'s' * (bad > 1)} skipped"] if bad else []
+    return counts + ([f"{cut:.1%} of the rows cut"] if cut else [])
 
 
 def _changes(before, after):
@@ -143,7 +154,7 @@ def _learning_curves(workdir, stages, colours):
             names = _text(", ".join(key.replace("_", " ") for key in figures))
             body += f'<details><summary>{names}</summary><div class="grid">{"".join(figures.values())}</div></details>'
         if constant:
-            listed = " · ".join(f"{_text(key)} {_text(plots.number(value))}" for key, value in constant.items())
+            listed = " · ".join(f"{_text(key.replace('_', ' '))} {_text(plots.number(value))}" for key, value in constant.items())
             body += f'<p class="note">the same all along: {listed}</p>'
         blocks.append(f'<div class="curves"><h3><i class="chip {colours[name]}"></i>{_text(name)}</h3>{body}</div>')
     if silent:
@@ -171,7 +182,8 @@ def _answers(path, colours):
     if not path.is_file():
         return _section("The same prompts, answered by every stage", '<p class="note">no answers.jsonl in this run</p>')
     kinds: dict[str, list] = {}
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not `splitlines`: an answer may hold one of the rarer characters that end a line to Python.
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             row["prompt"], row["answers"].items()
@@ -197,7 +209,7 @@ def _card(row, colours):
         turns = f'<span class="turn">{_text(prompt)}</span>'
     cells = "".join(
         f'<div class="answer"><b class="{colours.get(stage, "")}">{_text(stage)}</b>'
-        f"<p>{_text(text) if str(text).strip() else '<i>(nothing)</i>'}</p></div>"
+        f"<p>{_text(_CONTROL.sub(chr(0xFFFD), str(text))) if str(text).strip() else '<i>(nothing)</i>'}</p></div>"
         for stage, text in row["answers"].items()
     )
     return f'<div class="card"><div class="prompt">{turns}</div><div class="answers">{cells}</div></div>'

@@ -128,11 +128,16 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def number(value) -> str:
-    """A figure as people write it: 0.953, 12, 3.2k, 1.2e-05."""
+    """A figure as people write it: 0.953, −12, 1,234, 32k, 1.2e-05."""
     if value is None:
         return "—"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
+    text = _number(value)
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def _number(value):
     if not math.isfinite(value):
         return str(value)
     if value and (abs(value) < 1e-3 or abs(value) >= 1e12):
@@ -140,7 +145,7 @@ def number(value) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / min(size, 1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3f}".rstrip("0").rstrip(".")
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def _line(style, x1, y1, x2, y2):

@@ -313,8 +313,8 @@ def test_lineage_draws_every_box_and_arrow_and_survives_a_loop():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.953, "0.953"), (0.9, "0.9"), (12, "12"), (1234, "1234"), (12_345, "12.3k"), (6_100_000, "6.1M"),
-     (1.2e-5, "1.2e-05"), (None, "—"), (float("nan"), "nan"), (0.0, "0"), (-0.25, "-0.25"), (2e9, "2G"), ("x", "x")],
+    [(0.953, "0.953"), (0.9, "0.9"), (12, "12"), (1234, "1,234"), (12_345, "12.3k"), (6_100_000, "6.1M"),
+     (1.2e-5, "1.2e-05"), (None, "—"), (float("nan"), "nan"), (0.0, "0"), (-0.25, "−0.25"), (-12, "−12"), (2e9, "2G"), ("x", "x")],
 )  # fmt: skip
 def test_figures_are_written_as_people_do(value, text):
     assert plots.number(value) == text
@@ -325,3 +325,22 @@ def test_figures_are_written_as_people_do(value, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_answers_of_any_characters_are_shown(tmp_path):
+    run = run_folder(tmp_path / "run")
+    text = "line\u2028end \x85 and\x0c \x00 bell\x07 café"
+    row = {"prompt": "say it", "kind": "x", "answers": {"day zero": text}}
+    (run / "answers.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = checked(run)
+    assert "line\u2028end \ufffd and\ufffd \ufffd bell\ufffd café" in page.text
+
+
+def test_what_did_not_reach_the_training_is_said(tmp_path):
+    run = run_folder(tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    report["stages"][0]["data"] = {"train": {"rows": 90, "bad": 3, "truncated": 0.025}, "dev": {"bad": 9}}
+    report["stages"][1]["data"] = {"train": {"rows": 90, "bad": 0, "truncated": 0.0}}
+    (run / "report.json").write_text(json.dumps(report))
+    text = checked(run).text
+    assert text.count("3 bad rows skipped · 2.5% of the rows cut") == 1 and text.count("bad row") == 1

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny_stages
 
+from jaxalign import pipeline
 from jaxalign.data.tokenizer import train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.reduce import reduce
-from jaxalign.pipeline import pipeline_config, run_pipeline
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
@@ -211,11 +211,16 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, changes,
 
 
 def test_a_config_of_the_other_kind_names_the_other_command(tmp_path):
-    chain = pipeline_config(sft=tiny_stages.config("sft"))
+    chain = pipeline.pipeline_config(sft=tiny_stages.config("sft"))
     with pytest.raises(ConfigError, match="a pipeline's, a chain of stages; run it with jaxalign pipeline"):
         train_stage(chain, tmp_path)
     with pytest.raises(ConfigError, match=r"of one stage \(sft\).* run it with jaxalign train"):
-        run_pipeline(tiny_stages.config("sft"), tmp_path)
+        pipeline.run_pipeline(tiny_stages.config("sft"), tmp_path)
+
+
+def test_a_report_is_json_even_of_a_run_that_diverged():
+    assert pipeline._finite({"a": [1.5, float("nan")], "b": {"c": float("-inf"), "d": "x"}}) == {
+        "a": [1.5, None], "b": {"c": None, "d": "x"}}
 
 
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
