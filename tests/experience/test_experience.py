@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 def rollouts():
     mask = np.array([[1, 1, 1], [1, 0, 0]], np.float32)
     return Rollouts(np.array([[11, 12, 13], [14, 0, 0]], np.int32), mask, -np.arange(6.0).reshape(2, 3) * mask,
-                    -np.arange(10.0, 16.0).reshape(2, 3) * mask, np.array([False, True]))
+                    -np.arange(10.0, 16.0).reshape(2, 3) * mask, np.array(["length", "stop"]))
 
 
 def test_rows_are_shifted_and_count_what_was_drawn():

@@ -82,7 +82,7 @@ class Scripted:
         n, number = len(prompts), len(self.keys)
         tokens = np.full((n, 6), 10 + number, np.int32)
         mask = np.ones((n, 6), np.float32)
-        return Rollouts(tokens, mask, -mask, -mask, np.full(n, self.finished))
+        return Rollouts(tokens, mask, -mask, -mask, np.full(n, "stop" if self.finished else "length"))
 
     def reward(self, rows, responses):
         earned = self.rewards[len(self.keys) - 1]
@@ -155,7 +155,7 @@ def test_responses_left_out_are_in_no_mask(tmp_path, monkeypatch):
 def test_chosen_responses_come_from_their_own_draw():
     def draw(number):
         rollouts = Rollouts(*(np.full((3, 2), 10 * number + k) + np.arange(3)[:, None] for k in range(4)),
-                            np.arange(3) == number)
+                            np.where(np.arange(3) == number, "stop", "length"))
         return Drawn([f"row {number} {n}" for n in range(3)], [[number, n] for n in range(3)], rollouts,
                      np.arange(3.0) + 3 * number, np.ones(3, np.float32))
 

@@ -22,7 +22,7 @@ FINISHED = np.array([False, True, True, False])
 def batch():
     mask = (np.arange(4)[None] < np.array(DRAWN)[:, None]).astype(np.float32)
     rollouts = Rollouts(np.arange(10, 26, dtype=np.int32).reshape(4, 4) * mask.astype(np.int32), mask, -mask,
-                        -2 * mask, FINISHED)
+                        -2 * mask, np.where(FINISHED, "stop", "length"))
     return response_rows(PROMPTS, rollouts, 8, pad_id=0)
 
 
