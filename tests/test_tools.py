@@ -136,6 +136,7 @@ def test_a_full_disk_before_the_install(machine):
         ("OSError: [Errno 28] No space left on device", "the disk is full; free about"),
         ("NewConnectionError: Failed to establish a new connection: [Errno 101]", "connect to a network, or set pip's"),
         ("Temporary failure in name resolution", "the package index cannot be reached"),
+        ("ERROR: Could not find a version that satisfies setuptools>=64 (from versions: none)", "cannot be reached"),
     ],
 )
 def test_pip_failures_are_interpreted(machine, says, expected):

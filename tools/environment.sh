@@ -69,7 +69,9 @@ explain_pip_failure() {
   if grep -qiE 'No space left on device|Errno 28|Disk quota exceeded|Errno 122' "$log"; then
     die "the disk is full; free about $NEEDED_MIB MiB under $VENV and ${TMPDIR:-/tmp} and run this again"
   fi
-  if grep -qiE 'NewConnectionError|Failed to establish a new connection|Temporary failure in name resolution|Name or service not known|nodename nor servname|Network is unreachable|Connection refused|ConnectTimeout|connect timeout|ProxyError|Cannot connect to proxy|NameResolutionError' "$log"; then
+  # With PIP_RETRIES=0 pip says only that there is not one version of what it asked for.
+  if grep -qiE 'NewConnectionError|Failed to establish a new connection|Temporary failure in name resolution|Name or service not known|nodename nor servname|Network is unreachable|Connection refused|ConnectTimeout|connect timeout|ProxyError|Cannot connect to proxy|NameResolutionError' "$log" ||
+    { grep -q '(from versions: none)' "$log" && ! grep -qi 'require a different python' "$log"; }; then
     die "the package index cannot be reached; connect to a network, or set pip's proxy or mirror (PIP_PROXY, PIP_INDEX_URL), and run this again"
   fi
   tail -n 25 "$log" >&2

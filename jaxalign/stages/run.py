@@ -25,9 +25,10 @@ def train_stage(stage_class, config, workdir):
                           f"use {-(-config.batch_size // split) * split}")
     stage = stage_class(config, workdir, mesh)
     _keep_config(stage, config, workdir / "config.json")
+    reading = time.monotonic() - started
     result = fit(stage, workdir, config, mesh)
     lineage = stage.meta()["lineage"]
-    summary = {"name": workdir.name, "stage": stage.name, "seconds": time.monotonic() - started,
+    summary = {"name": workdir.name, "stage": stage.name, "seconds": reading + result.seconds,
                "steps": result.steps, "tokens": result.tokens, "before": result.before, "after": result.after,
                "checkpoint": str(workdir), "lineage": lineage, "data": stage.reports}
     if jax.process_index() == 0:  # the others would write the same, over each other

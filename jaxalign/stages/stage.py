@@ -99,6 +99,11 @@ class Stage:
         return batch | fold(*(array.reshape(-1, array.shape[-1]) for array in rows), self.tokenizer.pad_id,
                             rows=math.lcm(ROWS, devices), least=-(-self.config.fold_rows // devices) * devices)
 
+    @property
+    def draws(self):
+        """Whether batches are drawn from the policy that is trained."""
+        return self.kind == "prompts"
+
     def data_state(self):
         return self.train_data.get_state()
 

@@ -39,6 +39,7 @@ def fit(stage, workdir, config, mesh) -> Result:
         `start(trainable)` → the same with what an earlier stage handed over, called once, on a new run;
         `frozen`, a tree that never changes (after `start`);
         `next_batches(state)` → (list of batches, one optimizer step each; figures to log);
+        `draws`, whether those are drawn from the policy and so wait for the step before;
         `loss_fn(trainable, frozen, batch, key)` → `Loss`;
         `evaluate(state)` → dict of dev figures;
         `data_state()` and `set_data_state(s)`, the position in the data, as JSON;
@@ -97,6 +98,9 @@ def fit(stage, workdir, config, mesh) -> Result:
             history["before"] = evaluate()
         pending, unlogged, uncounted, after, saved = None, 0, 0, {}, step if resumed else -1
         while step < config.steps:
+            if pending is not None and stage.draws:  # the step is over before a batch is there: its time ends here
+                writer.write(*pending)
+                pending = None
             batches, figures = stage.next_batches(state)
             batches = batches[:config.steps - step]  # a rollout may hold more steps than are left
             for batch in batches:

@@ -224,10 +224,13 @@ def test_a_report_is_json_even_of_a_run_that_diverged():
 
 
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
+    seconds = [0.0]
     for rate in (1e-2, 1e-2, 2e-2):
-        train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+        done = train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+        seconds.append(done["seconds"])
     shown = capsys.readouterr().out
     assert shown.count("found a checkpoint: nothing is left to do") == 2
+    assert min(seconds[1:]) == seconds[1]  # what was spent before is not forgotten
     assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
 
 

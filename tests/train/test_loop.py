@@ -23,7 +23,7 @@ class Counting:
     """Learns to answer with the mean of its batches, which count up; counts what is asked of it."""
 
     name = "counting"
-    frozen = {}
+    frozen, draws = {}, False
 
     def __init__(self, per_call=1, fail_at=None):
         self.position, self.per_call, self.fail_at = 0, per_call, fail_at
@@ -140,3 +140,20 @@ def test_a_stage_without_an_evaluation_needs_none(tmp_path):
     stage.evaluate = types.MethodType(lambda self, state: {}, stage)
     result = fit(stage, tmp_path, settings(steps=2), MESH)
     assert result.before == result.after == {}
+
+
+def test_the_time_of_a_step_that_waits_for_its_samples_holds_their_drawing(tmp_path, monkeypatch):
+    """The last one's too, after which nothing is drawn."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    stage = Counting()
+    stage.draws, drawn = True, stage.next_batches
+
+    def draw(state):
+        clock[0] += 5.0
+        return drawn(state)
+
+    stage.next_batches = draw
+    fit(stage, tmp_path, settings(steps=4), MESH)
+    speeds = [json.loads(line).get("tokens_per_second") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [speed for speed in speeds if speed] == [8 / 5] * 4
