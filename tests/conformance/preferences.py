@@ -129,13 +129,19 @@ def log_ratios(draw, *, ours, **options):
     return in_jax(of_ours, **trained), in_torch(of_theirs, **trained)
 
 
-def single_answers(draw, *, desirable_weight, undesirable_weight):
-    """KTO, its reference point included: the same prompts' log-probabilities of other tokens."""
+def single_answers(draw, *, desirable_weight=1.0, undesirable_weight=1.0, behind=False):
+    """KTO, its reference point included: the same prompts' log-probabilities of other tokens.
+
+    Noise enlarges logits, and the larger they are the less likely is a token at random. So the reference's noise takes
+    the reference point above 0, and the policy's (behind) below, where it is cut off.
+    """
     rows = ragged.rows(draw, 9)
     other = rows._replace(ids_BS=draw.permutation(rows.ids_BS))
     desirable_B = draw.permutation(np.arange(9) < 4)
     trained = {"hidden_BSD": ragged.hidden(draw, rows), "unembed_DV": ragged.unembed(draw)}
     reference = {name: ragged.near(draw, x, 0.3) for name, x in trained.items()}
+    if behind:
+        trained, reference = reference, trained
     weights = dict(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
 
     def ours(hidden_BSD, unembed_DV):
@@ -182,7 +188,8 @@ ROWS = [
     Row("ipo", "trl CPOTrainer of log-ratios, ipo", PART(log_ratios, ours=PART(ipo, beta=BETA), loss_type="ipo")),
     _of_pairs("ipo: of means over tokens", "trl DPOTrainer, ipo",
               mean_logp(PART(ipo, beta=BETA)), PART(trl_dpo, loss_type=("ipo",))),
-    Row("kto", "trl KTOTrainer", PART(single_answers, desirable_weight=1.0, undesirable_weight=1.0)),
+    Row("kto", "trl KTOTrainer", single_answers),
+    Row("kto: reference point cut off at 0", "trl KTOTrainer", PART(single_answers, behind=True)),
     Row("kto: weights 1.5, 0.8", "trl KTOTrainer, the same weights",
         PART(single_answers, desirable_weight=1.5, undesirable_weight=0.8)),
     _of_pairs("orpo", "trl ORPOTrainer",
