@@ -31,6 +31,8 @@ GOOD = {
     "rankings": [{"prompt": "p", "answers": ["a", "b", "c"], "ranks": [0, 1, 1]},
                  {"messages": ASKED[:1], "answers": [turn("assistant", "b"), [turn("assistant", "c")]],
                   "scores": [1, 2.5]}],
+    "unpaired": [{"prompt": "p", "completion": "a", "label": True},
+                 {"messages": ASKED, "label": 1}],
     "oasst_trees": [{"prompt": {"role": "prompter", "text": "q", "replies": [
         {"role": "assistant", "text": "a", "rank": 0, "replies": []},
         {"role": "assistant", "text": "b", "rank": 1, "replies": [{"role": "prompter", "text": "z"}]}]}}],
@@ -38,6 +40,7 @@ GOOD = {
                        | {f"prediction {i}": str(i) for i in (1, 2, 3, 4)}],
     "prompts": [{"prompt": "p", "answer": 3}, {"messages": ASKED[:1]}, {"instruction": "p", "input": "", "answer": "x"}],
     "gsm8k": [{"question": "q", "answer": "w #### 3"}],
+    "mbpp": [{"text": "t", "test_list": ["assert f() == 1"], "test_setup_code": "x = 1"}],
     "svamp": [{"Body": "b", "Question": "q", "Answer": 3.0}],
 }
 LOST = object()
@@ -45,8 +48,10 @@ INSTEAD = [LOST, None, -1, float("nan"), True, "", "\n\nHuman:", [], {}, [None],
 
 
 def kinds(shape):
-    if shape in ("prompts", "gsm8k", "svamp"):
+    if shape in ("prompts", "gsm8k", "svamp", "mbpp"):
         return ["prompts"]
+    if shape == "unpaired":
+        return ["unpaired", "prompts", "tokens"]
     ranked = ("pairs", "rankings", "oasst_trees", "finegrained_qa")
     return ["rankings", "pairs", "prompts", "tokens"] if shape in ranked else ["tokens"]
 
