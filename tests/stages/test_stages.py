@@ -203,11 +203,28 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
     (dict(optimizer=dict(name="adam")), "optimizer.name='adam' must be one of"),
     (dict(optimizer=dict(schedule="cosin")), "optimizer.schedule='cosin' must be one of"),
     (dict(data=dict(train=["x.jsonl"])), "a data source is a dict such as .* got str 'x.jsonl'"),
+    (dict(data=dict(dev=[dict(path="x.jsonl", shape="txt")])), "shape='txt' of x.jsonl; expected one of"),
+    (dict(data=dict(on_bad_row="skp")), "config.data.on_bad_row='skp'; expected one of 'error', 'skip'"),
+    (dict(data=dict(packing="fit")), "config.data.packing='fit'; expected one of 'best_fit', 'none'"),
+    (dict(objective=dict(name="cross_entrpy")), "no function 'cross_entrpy'; did you mean 'cross_entropy'"),
+    (dict(model=dict(remat="ful")), "model.remat='ful' must be one of"),
 ])
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, changes, expected):
     with pytest.raises(ConfigError, match=expected):
         train_stage(tiny_stages.config("sft", **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_chain_is_checked_whole_before_its_first_stage(tmp_path):
+    sft, grpo = tiny_stages.config("sft"), default_config("grpo")
+    grpo.update(dict(init_from="@sft", rewards=[dict(name="nummeric")], data=dict(train=[dict(path="@sft/x.jsonl",
+                                                                                           shape="prompts")])))
+    with pytest.raises(ConfigError, match="no function 'nummeric'; did you mean 'numeric'"):
+        pipeline.run_pipeline(pipeline.pipeline_config(sft=sft, grpo=grpo), tmp_path / "run")
+    grpo.rewards = ["numeric"]
+    with pytest.raises(ConfigError, match="config.rewards holds 'numeric'; expected entries such as"):
+        pipeline.run_pipeline(pipeline.pipeline_config(sft=sft, grpo=grpo), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_config_of_the_other_kind_names_the_other_command(tmp_path):
