@@ -119,6 +119,10 @@ def find(path):
         steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
+    inside = sorted(p.parent.name for p in path.glob(f"*/{FOLDER}"))
+    if inside:
+        raise CheckpointError(f"{path}: no checkpoint of its own; it holds those of {', '.join(inside)}: name one of them, "
+                              f"such as {path / inside[0]}")
     raise CheckpointError(f"{path}: no checkpoint found; expected a stage's workdir, or a folder such as "
                           f"{path / FOLDER / '100'}")
 

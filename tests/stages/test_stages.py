@@ -219,7 +219,7 @@ def test_a_chain_is_checked_whole_before_its_first_stage(tmp_path):
     sft, grpo = tiny_stages.config("sft"), default_config("grpo")
     grpo.update(dict(init_from="@sft", rewards=[dict(name="nummeric")], data=dict(train=[dict(path="@sft/x.jsonl",
                                                                                            shape="prompts")])))
-    with pytest.raises(ConfigError, match="no function 'nummeric'; did you mean 'numeric'"):
+    with pytest.raises(ConfigError, match="^stages.grpo: no function 'nummeric'; did you mean 'numeric'"):
         pipeline.run_pipeline(pipeline.pipeline_config(sft=sft, grpo=grpo), tmp_path / "run")
     grpo.rewards = ["numeric"]
     with pytest.raises(ConfigError, match="config.rewards holds 'numeric'; expected entries such as"):

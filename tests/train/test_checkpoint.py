@@ -75,6 +75,10 @@ def test_a_path_may_be_a_workdir_its_checkpoints_or_one_of_them(saved):
     assert find(workdir / "checkpoints" / "3").name == "3"
     with pytest.raises(CheckpointError, match="nowhere: no checkpoint found; expected a stage's workdir"):
         find(workdir / "nowhere")
+    (workdir / "chain" / "sft" / "checkpoints").mkdir(parents=True)
+    (workdir / "chain" / "ppo" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="chain: no checkpoint of its own; it holds those of ppo, sft: name one"):
+        find(workdir / "chain")
 
 
 def test_a_part_is_loaded_where_the_mesh_wants_it(saved):
