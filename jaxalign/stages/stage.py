@@ -48,6 +48,9 @@ class Stage:
         self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
         self.frozen, self.reports = {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
+        if self.draws and config.data.dev:
+            raise ConfigError(f"{self.name}: config.data.dev is not read by a stage that draws its samples, whose figures "
+                              "are those of its rollouts; leave it empty, and measure the checkpoint with jaxalign evaluate")
         self.options = {k: v for k, v in config.objective.items() if k != "name"}
         self._evaluate_step = jax.jit(self._evaluation)
         self.train_data = self._data(config.data.train, repeat=True)

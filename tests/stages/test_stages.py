@@ -240,6 +240,13 @@ def test_a_report_is_json_even_of_a_run_that_diverged():
         "a": [1.5, None], "b": {"c": None, "d": "x"}}
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_dev_data_that_nobody_would_read_are_refused(name, tmp_path):
+    source = tiny_stages.data()["prompts"]
+    with pytest.raises(ConfigError, match=f"{name}: config.data.dev is not read by a stage that draws its samples"):
+        made(name, tmp_path, data=dict(train=[source], dev=[source]))
+
+
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
     seconds = [0.0]
     for rate in (1e-2, 1e-2, 2e-2):
