@@ -102,7 +102,8 @@ def _resolve(value, workdir, known, at, parents):
         return value
     name, _, rest = value[1:].partition("/")
     if name not in known:
-        raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {', '.join(known) or 'none'}")
+        before = ", ".join(known) or "none"
+        raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {before}")
     parents.append(name)
     return str(workdir / name / rest) if rest else str(workdir / name)
 
@@ -116,8 +117,8 @@ def _finished(folder, planned):
     if before != now and (done.exists() or (folder / "checkpoints").exists()):
         old, new = configs.from_json(before), configs.from_json(now)
         changed = next(configs.differences(old, new), "other keys")
-        raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete {folder} "
-                          "and those after it to make them again")
+        raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete "
+                          f"{folder} and those after it to make them again")
     return json.loads(done.read_text()) if done.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""What can be said against a config before anything is read or made: a chain of stages is checked whole at its start."""
+"""What can be said against a config before anything is read or made; a chain of stages is checked whole at its start."""
 
 from jaxalign.batches import resolve
 from jaxalign.config import check, check_least
@@ -37,7 +37,8 @@ def check_stage(config, defaults):
         resolve(config.objective.name, OBJECTIVES)
     for reward in config.get("rewards", ()):
         if not hasattr(reward, "keys") or "name" not in reward:
-            raise ConfigError(f"config.rewards holds {reward!r}; expected entries such as dict(name='numeric', weight=1.0)")
+            raise ConfigError(f"config.rewards holds {reward!r}; expected entries such as dict(name='numeric', "
+                              "weight=1.0)")
         resolve(reward["name"], REWARDS)
     data = config.get("data", {})
     for split in ("train", "dev"):

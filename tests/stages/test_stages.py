@@ -196,7 +196,8 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
-    (dict(microbatches=0), "microbatches=0: expected 1 or more"), (dict(log_every=0), "log_every=0: expected 1 or more"),
+    (dict(microbatches=0), "microbatches=0: expected 1 or more"),
+    (dict(log_every=0), "log_every=0: expected 1 or more"),
     (dict(keep=0), "keep=0: expected 1 or more"), (dict(steps=-3), "steps=-3: expected 0 or more"),
     (dict(model=dict(num_layers=0)), "model.num_layers=0: expected 1 or more"),
     (dict(optimizer=dict(peak_lr=-1.0)), "optimizer.peak_lr=-1.0: expected 0 or more"),
@@ -250,7 +251,8 @@ def test_dev_data_that_nobody_would_read_are_refused(name, tmp_path):
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
     seconds = [0.0]
     for rate in (1e-2, 1e-2, 2e-2):
-        done = train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+        config = tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0))
+        done = train_stage(config, tmp_path / "run")
         seconds.append(done["seconds"])
     shown = capsys.readouterr().out
     assert shown.count("found a checkpoint: nothing is left to do") == 2
