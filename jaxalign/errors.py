@@ -30,8 +30,8 @@ class CheckpointError(JaxalignError):
 def disk_is_full(error) -> bool:
     """Whether an exception, or one that led to it, says that a disk has no room: Orbax says so in words only."""
     while error is not None:
-        words = str(error)
-        if getattr(error, "errno", None) in FULL or "No space left on device" in words or "Disk quota exceeded" in words:
+        said = any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+        if said or getattr(error, "errno", None) in FULL:
             return True
         error = error.__cause__ or error.__context__
     return False

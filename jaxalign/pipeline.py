@@ -17,6 +17,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.report import write_report
 from jaxalign.stages import STAGES, check_config, train_stage
 
+PLANNED = "planned.json"  # a stage's config with "@name" for paths: the run may be moved, or called from elsewhere
 PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
@@ -46,13 +47,14 @@ def run_pipeline(config, workdir):
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     summaries, claims = [], []
-    for name, stage_config, _ in plan:
+    for name, stage_config, planned, _ in plan:
         folder = workdir / name
-        done = _finished(folder, name, stage_config)
+        done = _finished(folder, planned)
         if done is None:
             print(f"\n── {name} ──", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(configs.to_json(stage_config))
+            (folder / PLANNED).write_text(configs.to_json(planned))
             done = train_stage(stage_config, folder)
         else:
             print(f"── {name} ── done, skipped", flush=True)
@@ -65,6 +67,7 @@ def run_pipeline(config, workdir):
 
 
 def _plan(config, workdir):
+    """Of every stage of the chain: its name, its config with paths, as it was planned ("@name"), and what it reads."""
     if "chain" not in config or "stages" not in config:
         kind = f"of one stage ({config.stage})" if "stage" in config else "no pipeline's"
         raise ConfigError(f"the config is {kind}: it has no `chain` of `stages`; run it with jaxalign train, or make a "
@@ -76,11 +79,15 @@ def _plan(config, workdir):
         stage = ConfigDict(config.stages[name])
         if stage.get("stage") not in STAGES:
             raise ConfigError(f"stages.{name}.stage={stage.get('stage')!r} must be one of {', '.join(STAGES)}")
-        check_config(stage)
+        try:
+            check_config(stage)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{name}: {error}") from error
         parents = []
         resolved = ConfigDict(_resolve(stage.to_dict(), workdir, [step[0] for step in plan], name, parents))
         resolved.seed = int(resolved.get("seed", 0)) + int(config.seed)
-        plan.append((name, resolved.lock(), list(dict.fromkeys(parents))))
+        planned = ConfigDict(stage.to_dict() | {"seed": resolved.seed})
+        plan.append((name, resolved.lock(), planned.lock(), list(dict.fromkeys(parents))))
     return plan
 
 
@@ -95,22 +102,23 @@ def _resolve(value, workdir, known, at, parents):
         return value
     name, _, rest = value[1:].partition("/")
     if name not in known:
-        raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {', '.join(known) or 'none'}")
+        before = ", ".join(known) or "none"
+        raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {before}")
     parents.append(name)
     return str(workdir / name / rest) if rest else str(workdir / name)
 
 
-def _finished(folder, name, config):
+def _finished(folder, planned):
     """The summary of a finished stage, None if it must (still) run."""
-    done, saved = folder / "done.json", folder / "config.json"
+    done, saved = folder / "done.json", folder / PLANNED
     if not saved.exists():
         return None
-    before, now = saved.read_text(), configs.to_json(config)
+    before, now = saved.read_text(), configs.to_json(planned)
     if before != now and (done.exists() or (folder / "checkpoints").exists()):
         old, new = configs.from_json(before), configs.from_json(now)
         changed = next(configs.differences(old, new), "other keys")
-        raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete {folder} "
-                          "and those after it to make them again")
+        raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete "
+                          f"{folder} and those after it to make them again")
     return json.loads(done.read_text()) if done.exists() else None
 
 
@@ -130,7 +138,7 @@ def _report(config, plan, summaries, claims):
     return {
         "claims": claims,
         "stages": [{key: summary.get(key) for key in keys} for summary in summaries],
-        "lineage": [{"name": name, "from": parents} for name, _, parents in plan[: len(summaries)]],
+        "lineage": [{"name": name, "from": parents} for name, _, _, parents in plan[: len(summaries)]],
         "wall_seconds": sum(s["seconds"] for s in summaries),
         "peak_rss_gib": peak,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},

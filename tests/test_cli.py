@@ -114,13 +114,14 @@ def test_mistakes_name_the_nearest_right_name(config, capsys, tmp_path):
     assert "PATH:SHAPE" in wrong(capsys, "evaluate", f"--checkpoint={tmp_path}")
     assert "give one of them" in wrong(capsys, "sample", f"--checkpoint={tmp_path}", "--prompt=a", "--prompts_file=b")
     assert "no such file" in wrong(capsys, "sample", f"--checkpoint={tmp_path}", "--prompts_file=none.txt")
-    assert "--max_new_tokens: expected 1 or more, got 0" in wrong(capsys, "sample", "--checkpoint=c", "--max-new-tokens=0")
-    assert "--temperature: expected 0 or more, got nan" in wrong(capsys, "sample", "--checkpoint=c", "--temperature=nan")
-    assert "--top_p: expected 0 to 1, got 1.5" in wrong(capsys, "sample", "--checkpoint=c", "--top_p=1.5")
-    assert "--batch_size: expected 1 or more, got 0" in wrong(capsys, "sample", "--checkpoint=c", "--batch_size=0")
+    talk = ("sample", "--checkpoint=c")
+    assert "--max_new_tokens: expected 1 or more, got 0" in wrong(capsys, *talk, "--max-new-tokens=0")
+    assert "--temperature: expected 0 or more, got nan" in wrong(capsys, *talk, "--temperature=nan")
+    assert "--top_p: expected 0 to 1, got 1.5" in wrong(capsys, *talk, "--top_p=1.5")
+    assert "--batch_size: expected 1 or more, got 0" in wrong(capsys, *talk, "--batch_size=0")
     assert "--limit: expected 1 or more, got -1" in wrong(capsys, "evaluate", "--checkpoint=c", "x:text", "--limit=-1")
     assert "--prompt: expected UTF-8 text, got '\\udcff' at character 2" in wrong(
-        capsys, "sample", "--checkpoint=c", "--prompt=a\udcff")
+        capsys, *talk, "--prompt=a\udcff")
 
 
 def test_errors_of_the_package_are_one_message_and_debug_shows_where(config, fake, capsys):

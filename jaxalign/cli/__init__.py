@@ -42,8 +42,8 @@ def main(argv=None) -> int:
         values, config, sources = flags.parse(command, argv[1:])
         return command.run(values, config, sources) or 0
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint (checkpoint_every=0 saves at a stage's end "
-              "only)", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from the last checkpoint (checkpoint_every=0 saves at a "
+              "stage's end only)", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain again when it flushes at exit.
@@ -66,6 +66,6 @@ def _message(error):
         return str(error)
     if disk_is_full(error):
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        return (f"{place}the disk is full; free some space and give the same command again, which goes on from the last "
-                "checkpoint that was written whole")
+        return (f"{place}the disk is full; free some space and give the same command again, which goes on from the "
+                "last checkpoint that was written whole")
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else None

@@ -31,8 +31,8 @@ def tokenizer(values, config, _):
     from jaxalign import stages
 
     if config.get("stage") != "tokenizer":
-        raise ConfigError(f"jaxalign tokenizer trains tokenizers, the config's stage is {config.get('stage')!r}; run it "
-                          "with jaxalign train")
+        raise ConfigError(f"jaxalign tokenizer trains tokenizers, the config's stage is {config.get('stage')!r}; run "
+                          "it with jaxalign train")
     done = stages.train_stage(config, values.workdir)
     print(f"wrote {done['checkpoint']}: {done['after']['vocab_size']} pieces")
 

@@ -108,8 +108,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """Reads a SentencePiece model file. Raises DataError where there is none or it is something else."""
+        """Reads a SentencePiece model file, or the `tokenizer.model` of a folder. Raises DataError where there is none
+        or it is something else."""
         path = pathlib.Path(path)
+        path = path / "tokenizer.model" if path.is_dir() else path
         if not path.is_file():
             raise DataError(path, None, "a SentencePiece model", "no such file",
                             "train one with `jaxalign tokenizer` or name the right file")

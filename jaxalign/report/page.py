@@ -154,8 +154,8 @@ def _learning_curves(workdir, stages, colours):
             names = _text(", ".join(key.replace("_", " ") for key in figures))
             body += f'<details><summary>{names}</summary><div class="grid">{"".join(figures.values())}</div></details>'
         if constant:
-            listed = " · ".join(f"{_text(key.replace('_', ' '))} {_text(plots.number(value))}" for key, value in constant.items())
-            body += f'<p class="note">the same all along: {listed}</p>'
+            listed = " · ".join(f"{key.replace('_', ' ')} {plots.number(value)}" for key, value in constant.items())
+            body += f'<p class="note">the same all along: {_text(listed)}</p>'
         blocks.append(f'<div class="curves"><h3><i class="chip {colours[name]}"></i>{_text(name)}</h3>{body}</div>')
     if silent:
         blocks.append(f'<p class="note">no metrics.jsonl with figures: {_text(", ".join(silent))}</p>')

@@ -1,11 +1,10 @@
 """The stages by name. To add one: a file here and a line below."""
 
-from jaxalign.config import check, check_least
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.stages.candidates import Candidates
+from jaxalign.stages.checks import check_stage
 from jaxalign.stages.claims import WorldClaims
-from jaxalign.stages.defaults import LEAST
 from jaxalign.stages.dpo import DPO
 from jaxalign.stages.grpo import GRPO
 from jaxalign.stages.ppo import PPO
@@ -42,14 +41,13 @@ def train_stage(config, workdir):
 
 
 def check_config(config):
-    """Raises ConfigError unless the config is one stage's: its keys, their types, and numbers that can be."""
+    """Raises ConfigError unless the config is one stage's and can be: see `checks.check_stage`."""
     if "chain" in config:
         raise ConfigError("the config is a pipeline's, a chain of stages; run it with jaxalign pipeline")
     name = config.get("stage", "")
     if name not in STAGES:
         raise ConfigError(f"config.stage={name!r} must be one of {', '.join(STAGES)}")
-    check(config, STAGES[name].defaults())
-    check_least(config, LEAST)
+    check_stage(config, STAGES[name].defaults())
 
 
 def load_assistant(checkpoint, **options):

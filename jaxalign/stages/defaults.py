@@ -8,16 +8,6 @@ MODEL = dict(width=128, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, 
 OPTIMIZER = dict(name="adamw", peak_lr=1e-3, schedule="cosine", warmup_steps=0, end_fraction=0.1, b1=0.9, b2=0.95,
                  eps=1e-8, weight_decay=0.0, clip_norm=1.0, muon_adam_fraction=0.3)
 
-# The least that a setting may be; what is not named may be any number.
-LEAST = dict.fromkeys(
-    ("batch_size", "length", "microbatches", "log_every", "keep", "prompts_per_rollout", "samples_per_prompt", "epochs",
-     "max_new_tokens", "model.width", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim",
-     "model.mlp_dim", "model.unroll", "kl_prompts", "sft", "train", "dev", "max_chars"), 1) | dict.fromkeys(
-    ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
-     "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
-     "noise"), 0) | {"answers": 2}
-
-
 def base_config(stage, **changes) -> ConfigDict:
     """The settings of every stage; `changes` are added or override."""
     config = ConfigDict(dict(

@@ -33,8 +33,8 @@ class PolicyStage(Stage):
     def __init__(self, config, workdir, mesh):
         if jax.process_count() > 1:
             # Rollouts are turned into batches on the host, which sees its own devices' rows only.
-            raise ConfigError(f"{self.name}: draws its samples in one process, JAX runs in {jax.process_count()}; train it "
-                              "on one host, whose devices all take part, and the supervised stages on several")
+            raise ConfigError(f"{self.name}: draws its samples in one process, JAX runs in {jax.process_count()}; train "
+                              "it on one host, whose devices all take part, and the supervised stages on several")
         super().__init__(config, workdir, mesh)
         c = config
         if c.temperature <= 0:

@@ -10,14 +10,12 @@ from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.sharding import make_mesh
 from jaxalign.train.loop import fit
-from jaxalign.train.optimizer import make_optimizer
 
 
 def train_stage(stage_class, config, workdir):
     """Trains a stage, or goes on where it stopped; returns its summary and writes it to `workdir/done.json`."""
     workdir = pathlib.Path(workdir)
     started = time.monotonic()
-    make_optimizer(config.optimizer, config.steps)  # a wrong name is told before data are read
     mesh = make_mesh(**config.mesh)
     split = mesh.shape["data"] * mesh.shape["fsdp"] * config.microbatches
     if config.batch_size % split:

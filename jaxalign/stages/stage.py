@@ -48,6 +48,10 @@ class Stage:
         self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
         self.frozen, self.reports = {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
+        if self.draws and config.data.dev:
+            raise ConfigError(f"{self.name}: config.data.dev is not read by a stage that draws its samples, whose "
+                              "figures are those of its rollouts; leave it empty, and measure the checkpoint with "
+                              "jaxalign evaluate")
         self.options = {k: v for k, v in config.objective.items() if k != "name"}
         self._evaluate_step = jax.jit(self._evaluation)
         self.train_data = self._data(config.data.train, repeat=True)
@@ -228,8 +232,8 @@ class Stage:
         if self.parent:
             found = self.parent[1]["model"]
             if self.tokenizer.vocab_size > found["vocab_size"]:
-                raise CheckpointError(f"config.tokenizer={self.config.tokenizer} has {self.tokenizer.vocab_size} pieces, "
-                                      f"the model of {self.config.init_from} embeds {found['vocab_size']}; use a "
+                raise CheckpointError(f"config.tokenizer={self.config.tokenizer} has {self.tokenizer.vocab_size} "
+                                      f"pieces, the model of {self.config.init_from} embeds {found['vocab_size']}; use a "
                                       "tokenizer that is no larger")
             for name, value in self.config.model.items():
                 if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):

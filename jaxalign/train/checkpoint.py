@@ -67,9 +67,9 @@ class Checkpointer:
         compare(meta["parameters"], flat_shapes(params), self.folder / str(step))
         held, made = meta.get("optimizer"), flat_shapes(optimizer["state"])
         if held not in (None, made):
-            raise CheckpointError(f"{self.folder / str(step)}: its optimizer holds {len(held)} arrays, config.optimizer "
-                                  f"makes {len(made)}, not the same; go on with the optimizer of the run, or start a new "
-                                  "workdir with init_from")
+            raise CheckpointError(f"{self.folder / str(step)}: its optimizer holds {len(held)} arrays, "
+                                  f"config.optimizer makes {len(made)}, not the same; go on with the optimizer of the "
+                                  "run, or start a new workdir with init_from")
         with _readable(self.folder / str(step)):
             got = self.manager.restore(step, args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(params)),
@@ -119,6 +119,10 @@ def find(path):
         steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
+    inside = sorted(p.parent.name for p in path.glob(f"*/{FOLDER}"))
+    if inside:
+        raise CheckpointError(f"{path}: no checkpoint of its own; it holds those of {', '.join(inside)}: name one of "
+                              f"them, such as {path / inside[0]}")
     raise CheckpointError(f"{path}: no checkpoint found; expected a stage's workdir, or a folder such as "
                           f"{path / FOLDER / '100'}")
 
@@ -137,8 +141,8 @@ def _readable(folder):
         yield
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise CheckpointError(f"{folder}: cannot be read ({reason}); it is damaged or was written by something else; take "
-                              "another, or delete this one") from error
+        raise CheckpointError(f"{folder}: cannot be read ({reason}); it is damaged or was written by something else; "
+                              "take another, or delete this one") from error
 
 
 def read_reward_meta(path):

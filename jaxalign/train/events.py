@@ -13,7 +13,8 @@ class EventFile:
     """One event file in `folder`, made if absent.
 
     tensorboardX's own writer queues events for a thread that writes them every two minutes: a run that is killed loses
-    them, and a full disk ends the thread with a traceback, not the run with an error. So only its events and checksums are used.
+    them, and a full disk ends the thread with a traceback, not the run with an error. So only its events and
+    checksums are used.
 
     Args:
       folder: where TensorBoard looks.

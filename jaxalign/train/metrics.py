@@ -122,7 +122,8 @@ class MetricsWriter:
             return
         # Warn on the way up only: a run that stays there would bury its other lines.
         if share >= TRUNCATED_WARNING and not self._cut:
-            self.warn(f"step {step}: {share:.0%} of the rows are cut off; raise the length, or look at the data")
+            self.warn(f"step {step}: {share:.0%} of the rows are cut off; raise the length (max_new_tokens where "
+                      "responses are drawn), or look at the data")
         self._cut = share >= TRUNCATED_WARNING
 
     def _write_events(self, row):

@@ -38,7 +38,8 @@ GOOD = {
         {"role": "assistant", "text": "b", "rank": 1, "replies": [{"role": "prompter", "text": "z"}]}]}}],
     "finegrained_qa": [{"question": "q", "passages": [["title", "one", "two"]], "preference": [0, 1, 2, 1, 1, 0]}
                        | {f"prediction {i}": str(i) for i in (1, 2, 3, 4)}],
-    "prompts": [{"prompt": "p", "answer": 3}, {"messages": ASKED[:1]}, {"instruction": "p", "input": "", "answer": "x"}],
+    "prompts": [{"prompt": "p", "answer": 3}, {"messages": ASKED[:1]},
+                {"instruction": "p", "input": "", "answer": "x"}],
     "gsm8k": [{"question": "q", "answer": "w #### 3"}],
     "mbpp": [{"text": "t", "test_list": ["assert f() == 1"], "test_setup_code": "x = 1"}],
     "svamp": [{"Body": "b", "Question": "q", "Answer": 3.0}],
@@ -81,7 +82,8 @@ def changed(record, at, instead):
 def test_any_record_is_rows_or_a_data_error(tokenizer, shape):
     seen = 0
     for good in GOOD[shape]:
-        records = [changed(good, at, instead) for at in places(good) for instead in INSTEAD if at or instead is not LOST]
+        records = [changed(good, at, instead) for at in places(good) for instead in INSTEAD
+                   if at or instead is not LOST]
         for kind in kinds(shape):
             # Skipped, each is reported under its own number, whatever the reason.
             source = {"records": [good, *records], "shape": shape}

@@ -1,6 +1,7 @@
 """Every data shape, from a record as published to rows."""
 
 import json
+import math
 import pathlib
 import re
 
@@ -190,7 +191,7 @@ def test_sources_are_checked_by_name():
                              ({"path": 3, "shape": "text"}, "path=3; expected a path"),
                              ({"path": "x", "shape": "text", "limit": "x"}, "x: limit='x'; expected a whole number"),
                              ({"path": "x", "shape": "text", "limit": 0}, "limit=0; expected 1 or more"),
-                             ({"path": "x", "shape": "text", "weight": float("nan")}, "weight=nan; expected a number, 0"),
+                             ({"path": "x", "shape": "text", "weight": math.nan}, "weight=nan; expected a number, 0"),
                              ({"path": "x", "shape": "text", "share": -1}, "share=-1; expected a number, 0 or above"),
                              ({"path": "x", "shape": "text", "holdout": 2}, "expected a share between 0 and 1"),
                              ({"path": "x", "shape": "text", "where": "kind"}, "where='kind'; expected a dict"),

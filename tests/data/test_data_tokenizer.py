@@ -63,6 +63,13 @@ def test_long_lines_are_learned_from_and_not_dropped():
     assert any("zz" in long.piece(i) for i in range(long.vocab_size))
 
 
+def test_the_folder_of_a_tokenizers_run_will_do(tmp_path):
+    made = train_tokenizer(TEXTS, tmp_path / "tokenizer.model", vocab_size=320)
+    assert Tokenizer.load(tmp_path).hash == made.hash
+    with pytest.raises(DataError, match="no such file"):
+        Tokenizer.load(tmp_path.parent)
+
+
 @pytest.mark.parametrize("call, error", [
     (lambda: train_tokenizer(TEXTS, vocab_size=100), ConfigError),
     (lambda: train_tokenizer(TEXTS, model_type="word"), ConfigError),

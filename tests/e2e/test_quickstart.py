@@ -78,11 +78,15 @@ def test_the_report_holds_what_the_schema_names(finished):
     assert {"day zero", "base", "sft", "ppo", "dpo", "grpo"} <= set(answers[0]["answers"])
 
 
-def test_finished_stages_are_skipped_and_a_changed_config_is_refused(finished):
+def test_finished_stages_are_skipped_and_a_changed_config_is_refused(finished, monkeypatch):
     report, workdir = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")}
     again = run_pipeline(quickstart(), workdir)
     assert again["claims"] == report["claims"]
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")} == before
+    # From another folder, and where the run was moved, too.
+    monkeypatch.chdir(workdir.parent)
+    assert run_pipeline(quickstart(), pathlib.Path(workdir.name))["claims"] == report["claims"]
     assert {path: path.stat().st_mtime_ns for path in workdir.glob("*/done.json")} == before
     with pytest.raises(ConfigError, match="sft.*steps: 4 → 5"):
         run_pipeline(quickstart(sft=dict(steps=5)), workdir)

@@ -23,7 +23,8 @@ class Assistant:
 
 
 def prompt(n=0, **more):
-    return {"prompt": f"question {n}", "messages": [{"role": "user", "content": f"question {n}"}], "gold": {"n": n}, **more}
+    asked = f"question {n}"
+    return {"prompt": asked, "messages": [{"role": "user", "content": asked}], "gold": {"n": n}, **more}
 
 
 def settings(**changes):

@@ -196,18 +196,36 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
-    (dict(microbatches=0), "microbatches=0: expected 1 or more"), (dict(log_every=0), "log_every=0: expected 1 or more"),
+    (dict(microbatches=0), "microbatches=0: expected 1 or more"),
+    (dict(log_every=0), "log_every=0: expected 1 or more"),
     (dict(keep=0), "keep=0: expected 1 or more"), (dict(steps=-3), "steps=-3: expected 0 or more"),
     (dict(model=dict(num_layers=0)), "model.num_layers=0: expected 1 or more"),
     (dict(optimizer=dict(peak_lr=-1.0)), "optimizer.peak_lr=-1.0: expected 0 or more"),
     (dict(optimizer=dict(name="adam")), "optimizer.name='adam' must be one of"),
     (dict(optimizer=dict(schedule="cosin")), "optimizer.schedule='cosin' must be one of"),
     (dict(data=dict(train=["x.jsonl"])), "a data source is a dict such as .* got str 'x.jsonl'"),
+    (dict(data=dict(dev=[dict(path="x.jsonl", shape="txt")])), "shape='txt' of x.jsonl; expected one of"),
+    (dict(data=dict(on_bad_row="skp")), "config.data.on_bad_row='skp'; expected one of 'error', 'skip'"),
+    (dict(data=dict(packing="fit")), "config.data.packing='fit'; expected one of 'best_fit', 'none'"),
+    (dict(objective=dict(name="cross_entrpy")), "no function 'cross_entrpy'; did you mean 'cross_entropy'"),
+    (dict(model=dict(remat="ful")), "model.remat='ful' must be one of"),
 ])
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, changes, expected):
     with pytest.raises(ConfigError, match=expected):
         train_stage(tiny_stages.config("sft", **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_chain_is_checked_whole_before_its_first_stage(tmp_path):
+    sft, grpo = tiny_stages.config("sft"), default_config("grpo")
+    grpo.update(dict(init_from="@sft", rewards=[dict(name="nummeric")], data=dict(train=[dict(path="@sft/x.jsonl",
+                                                                                           shape="prompts")])))
+    with pytest.raises(ConfigError, match="^stages.grpo: no function 'nummeric'; did you mean 'numeric'"):
+        pipeline.run_pipeline(pipeline.pipeline_config(sft=sft, grpo=grpo), tmp_path / "run")
+    grpo.rewards = ["numeric"]
+    with pytest.raises(ConfigError, match="config.rewards holds 'numeric'; expected entries such as"):
+        pipeline.run_pipeline(pipeline.pipeline_config(sft=sft, grpo=grpo), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_config_of_the_other_kind_names_the_other_command(tmp_path):
@@ -223,10 +241,18 @@ def test_a_report_is_json_even_of_a_run_that_diverged():
         "a": [1.5, None], "b": {"c": None, "d": "x"}}
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_dev_data_that_nobody_would_read_are_refused(name, tmp_path):
+    source = tiny_stages.data()["prompts"]
+    with pytest.raises(ConfigError, match=f"{name}: config.data.dev is not read by a stage that draws its samples"):
+        made(name, tmp_path, data=dict(train=[source], dev=[source]))
+
+
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
     seconds = [0.0]
     for rate in (1e-2, 1e-2, 2e-2):
-        done = train_stage(tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+        config = tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0))
+        done = train_stage(config, tmp_path / "run")
         seconds.append(done["seconds"])
     shown = capsys.readouterr().out
     assert shown.count("found a checkpoint: nothing is left to do") == 2

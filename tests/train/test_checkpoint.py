@@ -75,6 +75,10 @@ def test_a_path_may_be_a_workdir_its_checkpoints_or_one_of_them(saved):
     assert find(workdir / "checkpoints" / "3").name == "3"
     with pytest.raises(CheckpointError, match="nowhere: no checkpoint found; expected a stage's workdir"):
         find(workdir / "nowhere")
+    (workdir / "chain" / "sft" / "checkpoints").mkdir(parents=True)
+    (workdir / "chain" / "ppo" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="chain: no checkpoint of its own; it holds those of ppo, sft: name one"):
+        find(workdir / "chain")
 
 
 def test_a_part_is_loaded_where_the_mesh_wants_it(saved):
@@ -122,7 +126,7 @@ def test_damage_is_said_to_be_damage(saved, tmp_path):
 def test_an_optimizer_of_another_kind_does_not_go_on(saved):
     checkpointer = Checkpointer(saved[0], keep=2)
     for other in (optax.sgd(1e-3), optax.adam(1e-3, mu_dtype=jnp.bfloat16)):
-        with pytest.raises(CheckpointError, match="its optimizer holds .* arrays, config.optimizer makes .*, not the same"):
+        with pytest.raises(CheckpointError, match="its optimizer holds .* config.optimizer makes .*, not the same"):
             checkpointer.restore(create_state(init, other, jax.random.key(0), ONE))
     checkpointer.close()
 

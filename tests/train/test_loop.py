@@ -155,5 +155,6 @@ def test_the_time_of_a_step_that_waits_for_its_samples_holds_their_drawing(tmp_p
 
     stage.next_batches = draw
     fit(stage, tmp_path, settings(steps=4), MESH)
-    speeds = [json.loads(line).get("tokens_per_second") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    speeds = [json.loads(line).get("tokens_per_second") for line in lines]
     assert [speed for speed in speeds if speed] == [8 / 5] * 4

@@ -1,0 +1,49 @@
+"""What can be said against a config before anything is read or made; a chain of stages is checked whole at its start."""
+
+from jaxalign.batches import resolve
+from jaxalign.config import check, check_least
+from jaxalign.data.intake import check_sources
+from jaxalign.errors import ConfigError
+from jaxalign.models.transformer import ModelConfig
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.rewards import REWARDS
+from jaxalign.train.optimizer import make_optimizer
+
+# The least that a setting may be; what is not named may be any number.
+LEAST = dict.fromkeys(
+    ("batch_size", "length", "microbatches", "log_every", "keep", "prompts_per_rollout", "samples_per_prompt", "epochs",
+     "max_new_tokens", "model.width", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim",
+     "model.mlp_dim", "model.unroll", "kl_prompts", "sft", "train", "dev", "max_chars"), 1) | dict.fromkeys(
+    ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
+     "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
+     "noise"), 0) | {"answers": 2}
+CHOICES = {"packing": ("best_fit", "none"), "truncate": ("", "right", "left", "error"), "on_bad_row": ("error", "skip")}
+
+
+def check_stage(config, defaults):
+    """Raises ConfigError for unknown keys, wrong types, numbers and names that cannot be; opens no file.
+
+    Args:
+      config: one stage's.
+      defaults: that stage's defaults.
+    """
+    check(config, defaults)
+    check_least(config, LEAST)
+    if "optimizer" in config:
+        make_optimizer(config.optimizer, config.steps)
+    if "model" in config:
+        ModelConfig(vocab_size=1, **config.model)
+    if "objective" in config and config.objective.name:
+        resolve(config.objective.name, OBJECTIVES)
+    for reward in config.get("rewards", ()):
+        if not hasattr(reward, "keys") or "name" not in reward:
+            raise ConfigError(f"config.rewards holds {reward!r}; expected entries such as dict(name='numeric', "
+                              "weight=1.0)")
+        resolve(reward["name"], REWARDS)
+    data = config.get("data", {})
+    for split in ("train", "dev"):
+        if data.get(split):
+            check_sources(list(data[split]))
+    for key, choices in CHOICES.items():
+        if data.get(key, choices[0]) not in choices:
+            raise ConfigError(f"config.data.{key}={data[key]!r}; expected one of {', '.join(map(repr, choices))}")
