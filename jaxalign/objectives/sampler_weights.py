@@ -6,8 +6,8 @@
 in fact. The weight multiplies a token's loss and is not trained through; it has nothing to do with the ratio π/π_old
 that a surrogate clips (`surrogates.py`), and in particular it is never the length-normalised ratio of GSPO.
 
-Truncated importance sampling: Ionides 2008, J. Comput. Graph. Stat. 17, p. 295. Between trainer and sampler: Yao et
-al. 2025, fengyao.notion.site/off-policy-rl, which appeared in no paper.
+Truncated importance sampling: Ionides 2008, J. Comput. Graph. Stat. 17, p. 295; the weights of V-trace, Espeholt et al.
+2018, arXiv:1802.01561, section 4.1. Between trainer and sampler: Yao et al. 2025, fengyao.notion.site/off-policy-rl.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class GRPO(PolicyStage):
             raise ConfigError(f"grpo: config.rewards is empty; give at least one of {', '.join(sorted(REWARDS))}, such "
                               'as [dict(name="numeric", weight=1.0)]')
         if config.dynamic_sampling < 0 or (config.dynamic_sampling and jax.process_count() > 1):
-            raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts, and "
-                              "0 where several processes would each need another number of them")
+            raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts, "
+                              "and 0 where several processes would each need another number of them")
         if not 0.0 <= config.overlong_share <= 1.0:
             raise ConfigError(f"grpo: config.overlong_share={config.overlong_share} must be a share of max_new_tokens, "
                               "0 to 1")

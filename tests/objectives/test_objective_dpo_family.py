@@ -111,7 +111,10 @@ def test_the_better_answer_becomes_likelier_and_the_worse_one_less_so(name):
 def test_ipo_stops_at_its_margin():
     """Up to 1 / (2β) the margin grows, beyond it shrinks: what DPO's does not."""
     margin = jnp.asarray([0.0, 2.0, 2.5, 3.0])
-    loss = lambda m: jnp.sum(OBJECTIVES["ipo"](m, *[jnp.zeros(4)] * 3, beta=0.2).terms["preference"].value)  # noqa: E731
+
+    def loss(margin):
+        return jnp.sum(OBJECTIVES["ipo"](margin, *[jnp.zeros(4)] * 3, beta=0.2).terms["preference"].value)
+
     np.testing.assert_array_equal(np.sign(jax.grad(loss)(margin)), [-1, -1, 0, 1])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,19 @@ import numpy as np
 import pytest
 import tiny_stages
 
+from jaxalign import batches as bindings
+from jaxalign import config as configs
+from jaxalign.cli.commands import COMMANDS
+from jaxalign.cli.flags import parse
 from jaxalign.errors import ConfigError
+from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.reduce import reduce, weight_sums
 from jaxalign.sharding import make_mesh
-from jaxalign.stages import STAGES, train_stage
+from jaxalign.stages import STAGES, default_config, train_stage
+from jaxalign.stages.dpo import LONE, PAIR
 from jaxalign.stages.reference import cached, fingerprint
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = {"dpo": dict(beta=0.1), "ipo": dict(beta=0.1), "kto": dict(beta=0.1), "orpo": dict(odds_coefficient=0.2),
            "simpo": dict(beta=2.0, target_margin=0.5)}
 
@@ -202,3 +210,14 @@ def test_wrong_choices_are_refused(tmp_path):
         made = config("kto").unlock()
         made.objective.smoothing = 0.1
         STAGES["dpo"](made.lock(), tmp_path, make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_objective_of_the_family_launches_by_flags(name):
+    flags = [f"--config.objective.{option}={value}" for option, value in OPTIONS[name].items()]
+    _, made, _ = parse(COMMANDS["train"], [f"--config={ROOT / 'configs' / 'dpo.py'}", "--workdir=runs/x", *flags,
+                                           f"--config.objective.name={name}", "--config.reference=cached"])
+    configs.check(made, default_config("dpo"))
+    given = {option: value for option, value in made.objective.items() if option != "name"}
+    assert OPTIONS[name].items() <= given.items() and made.reference == "cached"
+    bindings.check(OBJECTIVES[name], {*PAIR, *LONE, "weight_B"}, given)

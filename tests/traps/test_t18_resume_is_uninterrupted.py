@@ -23,6 +23,16 @@ CHANGES = {
 STEPS, STOP = 4, 2
 
 
+def config_of(name):
+    settings = dict(steps=STEPS, checkpoint_every=STOP, keep=2) | CHANGES.get(name, {})
+    if name != "kto":
+        return tiny_stages.config(name, **settings)
+    # On single answers, the reference's log-probabilities kept on disk.
+    config = tiny_stages.config("dpo", reference="cached", **settings).unlock()
+    config.objective = dict(name="kto", beta=0.1)
+    return config.lock()
+
+
 def arrays(workdir, step):
     """Everything a checkpoint holds as arrays: parameters, optimizer state, step, key."""
     folder = pathlib.Path(workdir) / "checkpoints" / str(step)
@@ -35,10 +45,9 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"])
 def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
-    settings = dict(steps=STEPS, checkpoint_every=STOP, keep=2) | CHANGES.get(name, {})
-    config = tiny_stages.config(name, **settings)
+    config = config_of(name)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_stage(config, whole)
     # As if it had been killed after the first half, while it wrote more.
