@@ -37,18 +37,21 @@ class Rows(NamedTuple):
 def rows(draw, B, *, left=False, gaps=False) -> Rows:
     """Rows as a trainer gets them.
 
+    Which row has which lengths is drawn; the lengths that there are stay the same, so that shapes do and JAX compiles
+    once.
+
     Args:
       draw: `numpy.random.Generator`.
       B: rows.
       left: prompts padded on the left, so that all answers begin at one position, as rollouts are batched.
       gaps: some tokens inside answers, a tool's words, are not scored.
     """
-    prompt_length_B, answer_length_B = draw.integers(2, 6, B), draw.permutation(np.arange(B) % 9) + 2
+    prompt_length_B, answer_length_B = (draw.permutation(np.arange(B) % count) + 2 for count in (4, 9))
     width, longest = int(prompt_length_B.max()), int(answer_length_B.max())
     if left:
         start_B, end = width - prompt_length_B, width + longest
     else:
-        start_B, end = np.zeros(B, int), int((prompt_length_B + answer_length_B).max()) + 2
+        start_B, end = np.zeros(B, int), width + longest + 1  # padding in every row
     s = np.arange(end)[None, :]
     answer_B1 = (start_B + prompt_length_B)[:, None]
     stop_B1 = answer_B1 + answer_length_B[:, None]
