@@ -6,6 +6,7 @@ from jaxalign.data.shapes import SHAPES
 from jaxalign.data.sources import files
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluate.assistant import Assistant
+from jaxalign.evaluate.best_of import BestOf
 from jaxalign.evaluate.matching import match_answers
 from jaxalign.evaluate.perplexity import perplexity
 from jaxalign.evaluate.preferences import RewardModel, preferences
@@ -19,6 +20,9 @@ OPTIONS = dict(
     length=256,
     max_new_tokens=64,
     seed=0,
+    best_of=None,  # answers drawn a prompt, of which reward_model chooses one; None: one answer at temperature 0
+    reward_model=None,
+    temperature=None,  # of the answers that are drawn; None: 1
 )
 
 
@@ -27,7 +31,8 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
 
         text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte; refusal rates of rows that
                                                say which kind of request they are
-        prompts, gsm8k, svamp                  exact and numeric match at temperature 0, refusal rates
+        prompts, gsm8k, svamp                  exact and numeric match at temperature 0, refusal rates; with `best_of`
+                                               those of the best of n answers, and their mean score
         pairs, rankings, oasst_trees …         preference accuracy, Kendall's τ-b: by the score of a reward model, by
                                                the log-probability of the answer for a language model; of a reward
                                                model calibration, and accuracy by length
@@ -54,8 +59,14 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
             files(source["path"])
     _, meta = read_meta(checkpoint)
     judge = meta["policy"] == "reward/backbone"
+    if judge and options["best_of"]:
+        raise ConfigError(f"evaluate: best_of={options['best_of']} chooses among answers, and {checkpoint} is a reward "
+                          "model, which writes none; give it as reward_model, and a policy as the checkpoint")
     model = RewardModel.load(checkpoint) if judge else Assistant.load(
         checkpoint, max_new_tokens=options["max_new_tokens"], batch_size=options["batch_size"])
+    if options["best_of"]:
+        model = BestOf(model, RewardModel.load(options["reward_model"]), n=options["best_of"],
+                       temperature=1.0 if options["temperature"] is None else options["temperature"])
     return {name: _figures(model, judge, source, name, options) for name, source in zip(names, parsed)}
 
 
@@ -70,7 +81,11 @@ def _figures(model, judge, source, name, options):
     if kind is Unpaired:
         raise ConfigError(f"{name}: an answer that was liked or not has no figure of its own; evaluate on pairs or "
                           "rankings, or read the talks as shape=messages")
-    if kind in (Text, Chat):
+    best_of = isinstance(model, BestOf)
+    if best_of and kind in (Text, Ranking):
+        raise ConfigError(f"{name}: best_of={options['best_of']} answers prompts, and has no figure on texts or "
+                          "rankings; leave it out, or evaluate on prompts")
+    if kind in (Text, Chat) and not best_of:
         rates = perplexity(model, source, intake, batch_size=options["batch_size"], length=options["length"])
     elif kind is Ranking:
         rates = preferences(model, rows, intake, batch_size=options["batch_size"], length=options["length"])
@@ -81,6 +96,10 @@ def _figures(model, judge, source, name, options):
         answered = [row for row in rows if kind is Prompt and row.answer is not None and not kind_of(row)]
         if answered:
             rates |= match_answers(model, answered, seed=options["seed"])
+        if best_of:
+            if kind is Prompt and not rates:  # their score is a figure too
+                model.answers([row.messages for row in rows], seed=options["seed"])
+            rates |= model.figures() if model.scores else {}
     if not rates:
         raise ConfigError(f"{name}: its prompts have neither an answer to compare with nor a kind (unsafe, lookalike) "
                           'to count refusals by; add the field "answer" or "kind", or name it in a source\'s `fields`')
@@ -104,9 +123,15 @@ def _options(given):
         if key not in OPTIONS:
             raise ConfigError(f"evaluate has no option {key!r}; it has: {', '.join(OPTIONS)}")
     options = OPTIONS | {key: value for key, value in given.items() if value is not None}
-    for key in ("limit", "batch_size", "length", "max_new_tokens"):
+    for key in ("limit", "batch_size", "length", "max_new_tokens", "best_of"):
         if options[key] is not None and options[key] < 1:
             raise ConfigError(f"evaluate: {key}={options[key]}; expected 1 or more")
+    if (options["best_of"] is None) != (options["reward_model"] is None):
+        raise ConfigError(f"evaluate: best_of={options['best_of']} and reward_model={options['reward_model']} go "
+                          "together: how many answers are drawn, and the reward stage's workdir that chooses of them")
+    if options["temperature"] is not None and not (options["best_of"] and options["temperature"] > 0):
+        raise ConfigError(f"evaluate: temperature={options['temperature']} is of the answers that best_of draws, above "
+                          "0; without best_of all is measured at temperature 0")
     return options
 
 

@@ -1,36 +1,27 @@
 """Whether a model's answers are the right ones."""
 
-from jaxalign.data.chat import render
 from jaxalign.evaluate.statistics import wilson
 from jaxalign.rewards.rules import exact_match, last_number, numeric_match
 
 
 def match_answers(assistant, rows, *, seed=0):
-    """Shares of prompts that are answered as their `answer` says, at temperature 0 in the chat format.
+    """Shares of prompts that are answered as their `answer` says, in the chat format.
 
     Args:
-      assistant: an `Assistant`.
+      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
       rows: `Prompt`s with an answer.
     Returns:
       {"exact_match", "numeric_match", "answers_ended"}, each {"value", "n", "ci95"}, Wilson's intervals. The second is
       over the prompts whose answer holds a number; the third counts answers that ended by themselves: an answer that
       ran out of `max_new_tokens` is not numerically right.
     """
-    texts, ended = answers(assistant, [row.messages for row in rows], seed=seed)
+    texts, ended = assistant.answers([row.messages for row in rows], seed=seed)
     asked = [row.messages[-1]["content"] for row in rows]
     exact = [exact_match(*each) for each in zip(asked, texts, (row.answer for row in rows))]
     numeric = [end and numeric_match(prompt, text, row.answer) for prompt, text, row, end
                in zip(asked, texts, rows, ended) if last_number(row.answer) is not None]
     figures = {"exact_match": share(exact), "numeric_match": share(numeric), "answers_ended": share(ended)}
     return {name: figure for name, figure in figures.items() if figure["n"]}
-
-
-def answers(assistant, conversations, *, seed=0):
-    """(text, whether it ended by itself) of the next turn in each conversation, at temperature 0: two lists."""
-    prompts = [render(messages, assistant.tokenizer, add_generation_prompt=True)[0] for messages in conversations]
-    rollouts = assistant.generate(prompts, seed=seed, temperature=0.0)
-    texts = [assistant.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(prompts))]
-    return texts, [bool(ended) for ended in rollouts.finished]
 
 
 def share(values):

@@ -2,7 +2,7 @@
 
 import re
 
-from jaxalign.evaluate.matching import answers, share
+from jaxalign.evaluate.matching import share
 
 KINDS = ("unsafe", "lookalike")
 _LABELS = {"unsafe": "unsafe", "safe": "lookalike"}  # XSTest's safe prompts are all chosen to sound unsafe
@@ -45,16 +45,16 @@ def kind_of(row):
 
 
 def refusals(assistant, rows, *, seed=0):
-    """Shares of requests that are refused, at temperature 0 in the chat format.
+    """Shares of requests that are refused, in the chat format.
 
     Args:
-      assistant: an `Assistant`.
+      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
       rows: `Prompt`s or `Chat`s with a `kind_of`; of a conversation, what stands before its last answer is asked.
     Returns:
       {kind: {"value", "n", "ci95"}}, Wilson's intervals; for XSTest also each of its types.
     """
     asked = [_asked(row.messages) for row in rows]
-    texts, _ = answers(assistant, asked, seed=seed)
+    texts, _ = assistant.answers(asked, seed=seed)
     groups = {}
     for row, text in zip(rows, texts):
         names = [kind_of(row), row.record.get("type") if "label" in row.record else None]
