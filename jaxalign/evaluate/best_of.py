@@ -45,7 +45,7 @@ class BestOf:
 
     def figures(self):
         """{"score": {"best", "drawn"}, "kl_bound"} of what was answered since the last call: the reward model's mean
-        score of the answers taken and of all draws, intervals bootstrapped by prompt; the most KL that it costs, nats."""
+        score of the answers taken and of all draws, intervals bootstrapped by prompt; the most KL it costs, nats."""
         score_BN, pick_B = np.array(self.scores), np.array(self.picks)
         self.scores, self.picks = [], []
         values = {"best": np.take_along_axis(score_BN, pick_B[:, None], axis=1)[:, 0], "drawn": score_BN.mean(1)}
@@ -62,5 +62,5 @@ def best(score_BN, ended_BN):
 
 
 def kl_bound(n):
-    """log n − (n − 1)/n, nats: the most by which the best of n draws is from one (Beirami et al. 2024, arXiv:2401.01879)."""
+    """log n − (n − 1)/n, nats: the most by which the best of n is from one draw (Beirami et al., arXiv:2401.01879)."""
     return math.log(n) - (n - 1) / n
