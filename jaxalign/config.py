@@ -225,7 +225,8 @@ def _unknown(path, key, at, siblings, whole=None):
     else:
         names = {path: path.rsplit(".", 1)[-1] for path in _paths(siblings if whole is None else whole)}
         name = _nearest(str(key), list(names.values()), cutoff=0.8)
-        near = min((path for path, last in names.items() if last == name), key=lambda path: path.count("."), default=None)
+        same = [path for path, last in names.items() if last == name]
+        near = min(same, key=lambda path: path.count("."), default=None)
     cure = f"did you mean {near}?" if near else f"{at or 'the config'} has: {', '.join(map(str, siblings))}"
     return f"config key {path} does not exist; {cure}"
 

@@ -16,6 +16,7 @@ from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.report import write_report
 from jaxalign.stages import STAGES, check_config, train_stage
+from jaxalign.train.checkpoint import has_checkpoint
 
 PLANNED = "planned.json"  # a stage's config with "@name" for paths: the run may be moved, or called from elsewhere
 RUNNING = ("checkpoint_every", "keep", "log_every", "preview")  # how a stage is watched and kept; nothing comes of them
@@ -131,7 +132,7 @@ def _finished(folder, planned):
     old, new = ({key: value for key, value in config.items() if key not in RUNNING}
                 for config in map(configs.from_json, (saved.read_text(), configs.to_json(planned))))
     changed = next(configs.differences(old, new), None)
-    if changed and (done.exists() or (folder / "checkpoints").exists()):
+    if changed and (done.exists() or has_checkpoint(folder)):
         raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete "
                           f"{folder} and those after it to make them again")
     return json.loads(done.read_text()) if done.exists() else None

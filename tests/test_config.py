@@ -88,8 +88,8 @@ def test_a_flag_with_a_mistyped_key_names_the_nearest(file):
 
 def test_a_stage_of_a_chain_is_named_where_it_stands_and_not_where_it_is_mentioned(tmp_path):
     stages = {"claims": {"sft": "@sft"}, "sft": {"steps": 3}}
-    source = f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({{'stages': {stages}}})\n"
-    (tmp_path / "chain.py").write_text(source)
+    source = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(stages=STAGES))\n"
+    (tmp_path / "chain.py").write_text(source.replace("STAGES", repr(stages)))
     with pytest.raises(ConfigError, match="config key sft does not exist; did you mean stages.sft[?]"):
         configs.load(tmp_path / "chain.py", {"sft.steps": 5})
 

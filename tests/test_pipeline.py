@@ -67,3 +67,15 @@ def test_a_report_that_is_written_again_remembers_the_memory_that_was_needed(run
     assert run()[1]["peak_rss_gib"] == 1e4
     shutil.rmtree(run.folder)
     assert run()[1]["peak_rss_gib"] < 1e4
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_may_change_its_config(run):
+    run()
+    (run.folder / "pretrain" / "done.json").unlink()
+    (run.folder / "pretrain" / "checkpoints" / "40.orbax-checkpoint-tmp" / "meta").mkdir(parents=True)
+    run(steps=50)
+    assert run.ran == ["pretrain"]
+    (run.folder / "pretrain" / "done.json").unlink()
+    (run.folder / "pretrain" / "checkpoints" / "50" / "meta").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="was made with another config .steps: 50 → 60"):
+        run(steps=60)

@@ -114,13 +114,13 @@ def _best_answers(model, source, rows, **sizes):
 def _spoken(model, source, rows, options):
     """What the model says: matches where an answer is known, refusals where it is known what is asked for."""
     rates, seed = {}, options["seed"]
-    known = [row for row in rows if isinstance(row, Prompt) and row.answer is not None]
+    plain = [row for row in rows if not kind_of(row)]
+    known = [row for row in plain if isinstance(row, Prompt) and row.answer is not None]
     asked = [row for row in rows if kind_of(row) or isinstance(row, Prompt) and row.answer is None]
     if asked:
         rates["refused"] = refusals(model, asked, seed=seed)
     if options["answers"]:
-        known += [answered for row in rows if (answered := _answered(row))]
-    known = [row for row in known if not kind_of(row)]
+        known += [answered for row in plain if (answered := _answered(row))]
     if known:
         rates |= (pass_tests if source["shape"] == "mbpp" else match_answers)(model, known, seed=seed)
     return rates

@@ -224,14 +224,17 @@ def test_with_answers_what_a_conversation_ends_with_is_the_right_answer(made, tm
 
     monkeypatch.setattr(Assistant, "generate", generate)
     two = {"messages": [*chat("Say 1.", "well")["messages"], *chat("Say 2.", "no")["messages"]]}
-    sources = [f"{write(tmp_path / 'two.jsonl', [two, chat('Who?', 'me')])}:messages", f"{made}/pairs.jsonl:pairs"]
+    rows = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
+    compared = write(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"kind": "lookalike"}])  # asked for another figure
+    sources = [f"{write(tmp_path / 'two.jsonl', [two, chat('Who?', 'me')])}:messages", f"{compared}:pairs"]
     plain = evaluate_checkpoint(made / "policy", sources, SMALL)
-    assert not asked and not any("exact_match" in figures for figures in plain.values())
+    assert len(asked) == 1 == plain[sources[1]]["refused"]["lookalike"]["n"]
+    assert not any("exact_match" in figures for figures in plain.values())
     talks, pairs = evaluate_checkpoint(made / "policy", sources, SMALL | {"answers": True}).values()
     assert (talks["exact_match"]["value"], talks["exact_match"]["n"]) == (0.5, 2)
     assert (pairs["exact_match"]["value"], pairs["exact_match"]["n"]) == (0.0, len(LINES))
     # The turn to be answered is the last one, with what was said before it.
-    shown = Tokenizer.load(made / "tokenizer.model").decode(asked[0], specials="show")
+    shown = Tokenizer.load(made / "tokenizer.model").decode(asked[1], specials="show")
     assert "well<|end|>" in shown and shown.endswith("Say 2.<|end|><|assistant|>")
 
 
