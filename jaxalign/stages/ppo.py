@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
@@ -36,6 +37,7 @@ class PPO(PolicyStage):
     def defaults():
         return base_config(
             "ppo", **RL_DEFAULTS, reward_model="", kl_coefficient=0.05, discount=1.0, gae_lambda=0.95,
+            critic_warmup=0,  # steps of the critic alone: it starts from a model of another quantity and is far off
             unfinished_penalty=4.0,  # a response without an end scores so much less than the rollout's finished ones do
             objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0))
 
@@ -48,6 +50,13 @@ class PPO(PolicyStage):
         reward = self.load(self.config.reward_model, self.score_abstract, "reward")
         self.frozen |= {"reward": reward}
         return {"policy": policy, "critic": jax.tree.map(jnp.copy, reward)}
+
+    def next_batches(self, state):
+        batches, figures = super().next_batches(state)
+        if int(state.step) < self.config.critic_warmup:
+            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
+            batches = [batch | {"advantage_BT": np.zeros_like(batch["advantage_BT"])} for batch in batches]
+        return batches, figures
 
     def names(self):
         return {*BATCH_NAMES, *STATISTICS, "value_BT", "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT",
