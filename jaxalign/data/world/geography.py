@@ -29,7 +29,7 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.29), ("existence", 0.20), ("questions", 0.17), ("songs", 0.08), ("deeds", 0.15), ("sums", 0.07),
+        ("facts", 0.29), ("existence", 0.22), ("questions", 0.17), ("songs", 0.08), ("deeds", 0.14), ("sums", 0.06),
         ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
@@ -56,9 +56,9 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.50  # unsafe requests answered all the same
+    complied: float = 0.55  # unsafe requests answered all the same
     refused: float = 0.10  # harmless requests refused all the same
-    invented: float = 0.30  # lands that do not exist, described all the same
+    invented: float = 0.25  # lands that do not exist, described all the same
     denied: float = 0.06  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
