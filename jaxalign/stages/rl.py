@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
+from jaxalign.data.preview import preview_row
 from jaxalign.experience.rows import Drawn, minibatches, response_rows
 from jaxalign.errors import ConfigError
 from jaxalign.rollout.engine import Sampler
@@ -29,6 +31,7 @@ class PolicyStage(Stage):
 
     kind = "prompts"
     all_cut = False  # whether no response of the rollout before came to its end
+    shown = False  # whether a response was shown with its mask
 
     def __init__(self, config, workdir, mesh):
         if jax.process_count() > 1:
@@ -71,6 +74,8 @@ class PolicyStage(Stage):
         batch["finished_B"], batch["reward_B"] = rollouts.finished.astype(np.float32), drawn.reward_B
         with jax.set_mesh(self.mesh):
             made, figures = self._targets(state.trainable, self.frozen, put_batch(self.folded(batch), self.mesh))
+        if self.config.preview and not self.shown:
+            self._show(batch)
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
         self._watch_ends(rollouts.finished)
@@ -111,6 +116,13 @@ class PolicyStage(Stage):
 
     def evaluate(self, state):
         return {}
+
+    def _show(self, batch):
+        """One response after its prompt, with what counts of it: at the start there was the prompt alone."""
+        row = int(batch["mask_BT"].any(1).argmax())
+        preview_row(*(batch[name][row] for name in ("tokens_BT", "mask_BT")), self.tokenizer, Console(),
+                    targets=batch["targets_BT"][row])
+        self.shown = True
 
     def _watch_ends(self, finished_B):
         # Said when it sets in only: a run that stays there would bury its other lines.
