@@ -139,7 +139,7 @@ class Transformer(nnx.Module):
         """
         angles = rotary_angles(positions_MS, self.config.head_dim, self.config.rope_theta)
         mask = causal_mask(segment_ids_MS)
-        graphdef, x_MSD, kept = nnx.split(self.layers)[0], self._embedded(tokens_MS), []
+        graphdef = nnx.split(self.layers)[0]
 
         def layer(x_MSD, state):
             pair = None
@@ -151,10 +151,9 @@ class Transformer(nnx.Module):
 
             return nnx.merge(graphdef, state)(x_MSD, angles, mix), pair
 
-        for group in self.layer_groups():
-            x_MSD, pairs = jax.lax.scan(layer, x_MSD, group)
-            kept.append(pairs)
-        return tuple(kept)
+        # Scanned whatever `unroll` says: a prompt's layers are work enough, and one is compiled instead of all.
+        _, pairs = jax.lax.scan(layer, self._embedded(tokens_MS), nnx.split(self.layers)[1])
+        return tuple(jax.tree.map(lambda x: x[first:last], pairs) for first, last in _spans(self.config))
 
     def decode(self, token_B, length_B, end, cache, groups):
         """Reads one more token a row into slot `end` of the cache; returns (hidden_BD, cache).
