@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import types
 
 import jax
 import numpy as np
@@ -131,23 +130,6 @@ def test_a_reward_model_starts_under_a_fresh_head_and_the_critic_as_the_reward_m
     jax.tree.map(np.testing.assert_array_equal, started["critic"], reward)
     jax.tree.map(np.testing.assert_array_equal, ppo.frozen["reward"], reward)
     assert np.any(reward["head"]["kernel"][...])
-
-
-def test_while_the_critic_warms_up_the_policy_stays_as_it_was(tmp_path):
-    config = tiny_stages.config("ppo", steps=4, critic_warmup=2)  # a rollout holds two steps
-    stage = STAGES["ppo"](config, tmp_path, make_mesh(devices=jax.devices()[:1]))
-    state = jax.jit(stage.init)(jax.random.key(0))
-    trainable = stage.start(state)
-    for step, still in ((0, True), (1, True), (2, False)):
-        batches, _ = stage.next_batches(types.SimpleNamespace(trainable=trainable, key=jax.random.key(1), step=step))
-        assert not any(batch["advantage_BT"].any() for batch in batches) == still
-        # What the critic is to learn is there from the first.
-        assert all(batch["returns_BT"].any() for batch in batches)
-    train_stage(tiny_stages.config("ppo", steps=2, critic_warmup=2), tmp_path / "warm")
-    folder, meta = read_meta(tmp_path / "warm")
-    policy = load_params(folder, meta["policy"], stage.abstract)
-    jax.tree.map(np.testing.assert_array_equal, policy, load_params(
-        read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract))
 
 
 def test_a_reward_model_is_no_assistant_and_a_policy_no_reward_model(tmp_path):
