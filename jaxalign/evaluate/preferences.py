@@ -127,7 +127,7 @@ def thumbs(model, rows, intake, *, batch_size, length):
     """
     alone = [Ranking(row.path, row.line, row.messages, [row.answer], [0]) for row in rows]
     corpus, origin = encode.rankings(enumerate(alone), model.tokenizer, intake, length=length, truncate="left",
-                                     template=TEMPLATE, pairs=False, max_answers=1)
+                                     template=model.tokenizer.template, pairs=False, max_answers=1)
     if not len(corpus):
         raise DataError(rows[0].path, None, f"answers that fit in {length} tokens", "none", "a larger --length")
     judge = isinstance(model, RewardModel)
