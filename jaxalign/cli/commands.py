@@ -56,6 +56,22 @@ def evaluate(values, _, sources):
     _print_table(result)
 
 
+def import_(values, _, __):
+    from jaxalign.exchange import import_model
+
+    done = import_model(values["from"].value, values.to)
+    template = "its own chat template" if done["template"] else "no chat template, so a plain one"
+    print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters from {done['dtype']}, {template}")
+
+
+def export(values, _, __):
+    need_checkpoint(values.checkpoint)
+    from jaxalign.exchange import export_model
+
+    done = export_model(values.checkpoint, values.to, dtype=values.dtype)
+    print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters in {done['dtype']}")
+
+
 def report(values, _, __):
     if not os.path.isdir(values.workdir):
         raise ConfigError(f"--workdir={values.workdir}: no such folder; give the one that jaxalign pipeline wrote")
@@ -172,6 +188,18 @@ COMMANDS = {
         ["jaxalign evaluate --checkpoint=runs/sft dev.jsonl:messages",
          "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],
         positional="PATH:SHAPE ...",
+    ),
+    "import": Command(
+        "import", "Make a checkpoint of a published model: a folder as transformers writes it, or a GGUF file", import_,
+        [Flag("from", "dir", None, "the model's folder (safetensors), or a .gguf file", True),
+         Flag("to", "dir", None, "the checkpoint's folder, for init_from and --checkpoint", True)],
+        ["jaxalign import --from=downloads/SmolLM2-135M-Instruct --to=runs/smollm2"],
+    ),
+    "export": Command(
+        "export", "Write a checkpoint as a folder that transformers and model servers read", export,
+        [CHECKPOINT, Flag("to", "dir", None, "the folder to write", True),
+         Flag("dtype", "text", "", "float32, float16 or bfloat16; without it as imported, else float32")],
+        ["jaxalign export --checkpoint=runs/sft --to=exported"],
     ),
     "report": Command(
         "report", "Write report.html from what a pipeline left in its folder", report,

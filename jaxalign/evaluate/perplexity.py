@@ -1,14 +1,12 @@
 """How well a model predicts text: nats per target token, perplexity, bits per byte."""
 
 import math
-import re
 
 import numpy as np
 
 from jaxalign.data.pipeline import batches
 from jaxalign.evaluate.statistics import bootstrap_ratio
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _BLOCKS = 1000  # groups that an interval is bootstrapped over: enough for it, and little memory however long the text
 
 
@@ -60,12 +58,7 @@ def perplexity(assistant, source, intake, *, batch_size, length, truncate=None):
 
 def piece_bytes(tokenizer):
     """UTF-8 bytes that each id stands for in a text, (V,); 0 for special tokens."""
-    sizes = np.zeros(tokenizer.vocab_size, np.int64)
-    for i in range(tokenizer.vocab_size):
-        if i not in tokenizer.special_ids and i != tokenizer.unk_id:
-            piece = tokenizer.piece(i)
-            sizes[i] = 1 if _BYTE.fullmatch(piece) else len(piece.replace("\u2581", " ").encode())
-    return sizes
+    return np.array([len(tokenizer.piece_bytes(i)) for i in range(tokenizer.vocab_size)], np.int64)
 
 
 def _blocks(values):

@@ -5,10 +5,10 @@ import numpy as np
 from flax import nnx
 
 from jaxalign.data import encode
-from jaxalign.data.chat import TEMPLATE, render
+from jaxalign.data.chat import render
 from jaxalign.data.corpus import Sequences, assemble
 from jaxalign.data.rows import Ranking, pairs_of
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import DataError
 from jaxalign.evaluate.calibration import by_length, calibration, share
 from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b, probability_above
@@ -34,7 +34,7 @@ class RewardModel:
         folder, meta = read_reward_meta(checkpoint)
         config = ModelConfig(**meta["model"])
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: ScalarModel(config, rngs=nnx.Rngs(0))))
-        return cls(graphdef, load_params(folder, "reward", abstract), Tokenizer(unpack_tokenizer(meta)),
+        return cls(graphdef, load_params(folder, "reward", abstract), open_tokenizer(unpack_tokenizer(meta)),
                    meta["pooling"])
 
     def score(self, batch):
@@ -91,7 +91,7 @@ def preferences(model, rows, intake, *, batch_size, length):
       prompt where one prompt gives several pairs.
     """
     corpus, origin = encode.rankings(enumerate(rows), model.tokenizer, intake, length=length, truncate="left",
-                                     template=TEMPLATE, pairs=False, max_answers=None)
+                                     template=model.tokenizer.template, pairs=False, max_answers=None)
     if not len(corpus):
         raise DataError(rows[0].path, None, f"answers that fit in {length} tokens", "none", "a larger --length")
     rows = [rows[n] for n in origin]
@@ -127,7 +127,7 @@ def thumbs(model, rows, intake, *, batch_size, length):
     """
     alone = [Ranking(row.path, row.line, row.messages, [row.answer], [0]) for row in rows]
     corpus, origin = encode.rankings(enumerate(alone), model.tokenizer, intake, length=length, truncate="left",
-                                     template=TEMPLATE, pairs=False, max_answers=1)
+                                     template=model.tokenizer.template, pairs=False, max_answers=1)
     if not len(corpus):
         raise DataError(rows[0].path, None, f"answers that fit in {length} tokens", "none", "a larger --length")
     judge = isinstance(model, RewardModel)

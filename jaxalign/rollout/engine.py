@@ -15,8 +15,10 @@ from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
+LOOK = 8  # steps at most before stop strings are looked for
 STOPS = 4  # stop tokens that a program is made for; more make another one
 FEWEST = 8  # slots: fewer are hardly faster
+REFILL = 8  # slots are given away when one in so many is free: prompts are read faster together
 PACKED = (1, 4, 16)  # rows of prompts that are read together, the fewest that hold them
 WIDTH = 128  # positions of such a row, or as many as the longest prompt has
 
@@ -53,15 +55,15 @@ class Sampler:
       stop_ids: ids that end a response; the one drawn is part of it.
       max_new_tokens: the longest response.
       slots: the most rows decoded together; few requests take a quarter of them, and so on.
-      bucket: the cache holds a power of two times this many tokens a row, as few as do.
-      chunk: steps between two looks. Fewer refill a slot sooner, more copy the cache less often.
+      bucket: the cache holds one, 1.5, 2, 3, 4, 6, … times this many tokens a row, as few as do.
+      chunk: the most steps between two looks; enough free slots, or a stop string to look for, end it sooner.
       stop_strings, decode: texts that end a response, looked for in `decode(ids)` of what was drawn; the token that
         completes one is the last.
       forbidden: ids that are never drawn.
       mesh: whose `data` and `fsdp` axes share the slots evenly; None: one device.
     """
 
-    def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=8, pad_id=0,
+    def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=32, pad_id=0,
                  stop_strings=(), decode=None, forbidden=(), mesh=None):
         if stop_strings and decode is None:
             raise ConfigError(f"stop_strings={tuple(stop_strings)} need decode, a function from a list of ids to text")
@@ -111,8 +113,10 @@ class _Run:
             settings, (np.float32, np.int32, np.float32, np.float32))]
         self.out = Rollouts(np.full((N, width), sampler.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in "123"),
                             np.full(N, "length", "U11"))
-        # Like lengths together: no row makes the others attend over slots they do not need.
-        self.queue = sorted(range(N), key=lambda n: len(prompts[n]), reverse=True)
+        # The longest responses first, so that few are left over at the end; else short prompts, for a narrow cache.
+        self.queue = sorted(range(N), key=lambda n: (limits[n], -len(prompts[n])))
+        # No row ever has more in the cache.
+        self.longest = max(len(prompt) - 1 + int(limit) for prompt, limit in zip(prompts, limits))
         self.request = np.full(sampler._size(N), -1)  # of each slot, −1 for none
         self.drawn = np.zeros(N, np.int64)
         self.window, self.end, self.cache = 0, 0, None
@@ -131,7 +135,7 @@ class _Run:
 
     def _refill(self):
         free, live = np.flatnonzero(self.request < 0), int((self.request >= 0).sum())
-        if not self.queue or (live and len(free) * 16 < len(self.request)):
+        if not self.queue or (live and len(free) * REFILL < len(self.request)):
             return
         slots = free[:len(self.queue)]
         requests = np.array([self.queue.pop() for _ in slots])
@@ -186,12 +190,28 @@ class _Run:
         self.cache = self.s._programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
 
     def _window(self):
-        """The smallest that holds every live row after the next chunk."""
-        need = int(self._lengths(self.request[self.request >= 0]).max()) + self.s.chunk
+        """The smallest that holds every live row after the next chunk; one for good where that is small."""
+        whole = _round_up(self.longest, max(self.s.bucket // 4, 1))
+        if whole <= 2 * self.s.bucket:
+            return whole
+        need = int(self._lengths(self.request[self.request >= 0]).max()) + self._steps()
         window = self.s.bucket
         while window < need:
             window *= 2
-        return window
+        return min(window * 3 // 4 if self.s.bucket <= window * 3 // 4 >= need else window, whole)
+
+    def _steps(self):
+        """The most that the next chunk makes."""
+        live = self.request[self.request >= 0]
+        most = min(self.s.chunk, LOOK) if self.s.stop_strings else self.s.chunk
+        return min(most, int((self.limits[live] - self.drawn[live]).max()))
+
+    def _fewest(self):
+        """With fewer live rows than these there is something to do: slots to be refilled, or rows to be left out."""
+        size = len(self.request)
+        if self.queue:
+            return size + 1 - -(-size // REFILL)
+        return size // 4 + 1 if self.s._size(size // 4) < size else 1
 
     def _widen(self):
         window = self._window()
@@ -224,9 +244,10 @@ class _Run:
                     Settings(*(put(x[n]) for x in self.settings)))
         # As many for all callers, so that they share programs.
         stop_ids = np.asarray(self.s.stop_ids + (-1,) * (STOPS - len(self.s.stop_ids)), np.int32)
-        self.cache, drawn = self.s._programs["decode"](self.params, self.cache, np.int32(self.end), rows, stop_ids,
-                                                        self._forbidden())
-        self.end = (self.end + self.s.chunk) % self.window
+        self.cache, drawn, made = self.s._programs["decode"](
+            self.params, self.cache, np.int32(self.end), rows, np.int32(self._steps()), np.int32(self._fewest()), stop_ids,
+            self._forbidden())
+        self.end = (self.end + int(made)) % self.window
         token, mask, logp, sampler_logp = map(np.asarray, drawn)
         for slot in np.flatnonzero(live):
             i, count = self.request[slot], int(mask[slot].sum())

@@ -63,12 +63,16 @@ def draw(uniform_B, logits_BV, settings: Settings, forbidden_V=None):
     allowed_BV = logits_BV if forbidden_V is None else jnp.where(forbidden_V[None], LOWEST, logits_BV)
     drawn_BV = filtered_logits(allowed_BV, settings)
     highest_B1 = jnp.max(drawn_BV, axis=-1, keepdims=True)
-    weight_BV = jnp.exp(drawn_BV - highest_B1)
     greedy_B = jnp.broadcast_to(jnp.asarray(settings.temperature) <= 0, logits_BV.shape[:1])
-    # The first of the likeliest; argmax is several times slower on a CPU.
-    ids = jnp.arange(logits_BV.shape[1])[None]
-    likeliest_B = jnp.min(jnp.where(drawn_BV >= highest_B1, ids, logits_BV.shape[1]), axis=-1)
-    inverted_B, total_B = _invert(uniform_B, weight_BV)
+
+    def likeliest(_):
+        # The first of them; argmax is several times slower on a CPU.
+        ids = jnp.arange(logits_BV.shape[1])[None]
+        return jnp.min(jnp.where(drawn_BV >= highest_B1, ids, logits_BV.shape[1]), axis=-1)
+
+    inverted_B, total_B = _invert(uniform_B, jnp.exp(drawn_BV - highest_B1))
+    # Rarely asked for, and another walk over the vocabulary.
+    likeliest_B = jax.lax.cond(greedy_B.any(), likeliest, lambda inverted_B: inverted_B, inverted_B)
     token_B = jnp.where(greedy_B, likeliest_B, inverted_B).astype(jnp.int32)
     logp_B = _pick(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
     sampler_logp_B = _pick(drawn_BV, token_B) - highest_B1[:, 0] - jnp.log(total_B)

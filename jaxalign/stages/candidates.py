@@ -75,23 +75,23 @@ def rank(assistant, rows, judge, *, noise, seed, config):
         answers = list(dict.fromkeys(t for t in texts[n * copies:(n + 1) * copies] if t))
         gold = row.get("gold", row.get("answer"))  # what the judge knows: of the world's rows more than an answer
         scores = np.array([judge(row["prompt"], answer, gold) for answer in answers])
-        grades = np.round((scores + noise * rng.gumbel(size=len(answers))) / config.grade)
-        kept = CHOICES[config.choice](answers, grades, config.answers)
+        points = (scores + noise * rng.gumbel(size=len(answers))) / config.grade
+        kept = CHOICES[config.choice](answers, points, config.answers)
         if len(kept) < 2:
             continue
         ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept],
-                       "ranks": np.unique(-grades[kept], return_inverse=True)[1].tolist(),
+                       "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
                        "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 
 
-def most_different(texts, grades, count):
+def most_different(texts, points, count):
     """Indices of at most `count` of the texts, as different from each other as can be had greedily.
 
     People learn nothing from ranking the same thing said twice. The text drawn first stays; then comes, each time, the
     one that shares the smallest part of its word pairs (Jaccard) with whichever chosen one it is most like.
     """
-    del grades
+    del points
     pairs = [set(zip(["", *text.split()], [*text.split(), ""])) for text in texts]
     likeness, kept = dict.fromkeys(range(len(texts)), 0.0), []
     while likeness and len(kept) < count:
@@ -104,15 +104,20 @@ def most_different(texts, grades, count):
     return kept
 
 
-def apart(texts, grades, count):
-    """Indices of at most `count` answers, no two of one grade: the best, the worst, and what lies evenly between them.
+def apart(texts, points, count):
+    """Indices of at most `count` answers, any two at least one grade apart: the best, the worst, and what lies evenly
+    between them. A ranking then has no ties, and none that only rounding has parted.
 
-    Of one grade the answer drawn first is taken. A ranking then has no ties.
+    Args:
+      points: scores in units of a grade.
     """
     del texts
-    first = np.unique(-grades, return_index=True)[1]
-    places = np.linspace(0, len(first) - 1, min(count, len(first)))
-    return [int(first[i]) for i in np.unique(np.round(places).astype(int))]
+    order, steps = np.argsort(-points, kind="stable"), []
+    for i in order:  # of answers within one grade the best is taken, and of equal ones the one drawn first
+        if not steps or points[steps[-1]] - points[i] >= 1:
+            steps.append(int(i))
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[i] for i in np.unique(np.round(places).astype(int))]
 
 
 CHOICES = {"different": most_different, "apart": apart}

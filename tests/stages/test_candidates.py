@@ -87,14 +87,27 @@ def test_noise_makes_two_answers_a_bradley_terry_draw():
     assert again == ranked
 
 
-def test_answers_of_one_grade_are_kept_once_where_they_are_to_lie_apart():
+def test_answers_within_a_grade_are_kept_once_where_they_are_to_lie_apart():
     (row,), _ = rank(Assistant(*SCORES), [prompt()], judge, noise=0.0, seed=0, config=settings(choice="apart"))
     assert (row["answers"], row["ranks"], row["scores"]) == (["best", "bad"], [0, 1], [0.94, 0.12])
-    grades = np.array([3.0, 9.0, 3.0, 1.0, 7.0, 5.0, 8.0])
-    kept = apart(list("abcdefg"), grades, 4)
-    assert grades[kept].tolist() == [9.0, 7.0, 5.0, 1.0] or grades[kept].tolist() == [9.0, 7.0, 3.0, 1.0]
+    points = np.array([3.0, 9.0, 3.0, 1.0, 7.0, 5.0, 8.0])
+    kept = apart(list("abcdefg"), points, 4)
+    assert points[kept].tolist() == [9.0, 7.0, 5.0, 1.0] or points[kept].tolist() == [9.0, 7.0, 3.0, 1.0]
     assert kept[0] == 1 and kept[-1] == 3 and 2 not in kept
     assert apart(list("ab"), np.array([1.0, 1.0]), 4) == [0]
+
+
+def test_no_ranking_of_answers_apart_turns_on_rounding():
+    # 0.86 and 0.84 are of two grades when rounded, and alike; 0.5 and 0.41 are not a grade apart either.
+    scores = {"a": 0.86, "b": 0.84, "c": 0.5, "d": 0.41}
+    (row,), _ = rank(Assistant(*scores), [prompt()], lambda prompt, answer, gold: scores[answer], noise=0.0, seed=0,
+                     config=settings(choice="apart"))
+    assert dict(zip(row["answers"], row["ranks"])) == {"a": 0, "c": 1}
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        points = rng.normal(scale=3.0, size=8)
+        kept = apart([], points, 4)
+        assert (-np.diff(points[kept]) >= 1).all() and points[kept[0]] == points.max()
 
 
 def test_people_are_shown_answers_that_differ():

@@ -53,6 +53,9 @@ class Counting:
         self.evaluated.append(int(state.step))
         return {"w": float(state.trainable["policy"]["w"][...])}
 
+    def enough(self, metrics):
+        return False
+
     def data_state(self):
         return {"position": self.position}
 
