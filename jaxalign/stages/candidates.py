@@ -139,7 +139,7 @@ def _rows(sources, tokenizer, config, workdir, split):
     listed = workdir / ("bad_rows.jsonl" if split == "train" else "bad_dev_rows.jsonl")
     iterator = batches([dict(source) for source in sources], tokenizer, kind="prompts", batch_size=256,
                        length=config.length, shuffle=False, repeat=False, seed=config.seed,
-                       truncate=config.data.truncate or None, bad_rows_path=listed)
+                       truncate=config.data.truncate or None, on_bad_row=config.data.on_bad_row, bad_rows_path=listed)
     report = iterator.report
     print(f"candidates {split} data: {report.summary()}" + (f", listed in {listed}" if report.bad else ""))
     rows = [row for batch in iterator for row in batch["rows"] if row is not None]
