@@ -12,6 +12,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.cache import chosen, empty_cache, inserted, resized
 from jaxalign.models.transformer import group_sizes
 from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
+from jaxalign.rollout.precision import PRECISIONS, lowered
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
@@ -60,11 +61,12 @@ class Sampler:
       stop_strings, decode: texts that end a response, looked for in `decode(ids)` of what was drawn; the token that
         completes one is the last.
       forbidden: ids that are never drawn.
+      precision: of the weights that draw, a name in `precision.PRECISIONS`; log-probabilities are of that model.
       mesh: whose `data` and `fsdp` axes share the slots evenly; None: one device.
     """
 
     def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=32, pad_id=0,
-                 stop_strings=(), decode=None, forbidden=(), mesh=None):
+                 stop_strings=(), decode=None, forbidden=(), precision="model", mesh=None):
         if stop_strings and decode is None:
             raise ConfigError(f"stop_strings={tuple(stop_strings)} need decode, a function from a list of ids to text")
         self.slots, self.bucket, self.chunk, self.pad_id = slots, bucket, chunk, pad_id
@@ -75,7 +77,9 @@ class Sampler:
             raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
                               f"use {_round_up(slots, self.devices)}")
         self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
-        self._programs = _programs(graphdef, chunk, pad_id)
+        if precision not in PRECISIONS:
+            raise ConfigError(f"a sampler's precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+        self.graphdef, self.precision = graphdef, precision
 
     def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
         """Args:
@@ -91,8 +95,9 @@ class Sampler:
         limits = np.full(N, self.max_new_tokens) if max_new_tokens is None else np.asarray(max_new_tokens)
         if limits.shape != (N,) or limits.min() < 1 or limits.max() > self.max_new_tokens:
             raise ConfigError(f"max_new_tokens must be {N} numbers from 1 to {self.max_new_tokens}; got {max_new_tokens}")
+        graphdef, params = lowered(self.graphdef, params, self.precision)
         with jax.set_mesh(self.mesh):
-            return _Run(self, params, [list(p) for p in prompts], keys, settings, limits).finish()
+            return _Run(self, graphdef, params, [list(p) for p in prompts], keys, settings, limits).finish()
 
     def _size(self, requests):
         """The smallest number of slots for so many requests, or the largest there is."""
@@ -105,8 +110,9 @@ class Sampler:
 class _Run:
     """One call's state on the host: which request each slot serves."""
 
-    def __init__(self, sampler, params, prompts, keys, settings, limits):
+    def __init__(self, sampler, graphdef, params, prompts, keys, settings, limits):
         self.s, self.params, self.prompts, self.limits = sampler, params, prompts, limits
+        self.programs = _programs(graphdef, sampler.chunk, sampler.pad_id)
         N, width = len(prompts), sampler.max_new_tokens
         self.keys = np.asarray(jax.random.key_data(keys))
         self.settings = [np.broadcast_to(np.asarray(x, t), (N,)) for x, t in zip(
@@ -142,7 +148,7 @@ class _Run:
         self.request[slots] = requests
         if self.cache is None:
             self.window = self._window()
-            self.cache = self.s._programs["empty"](self.params, len(self.request), self.window)
+            self.cache = self.programs["empty"](self.params, len(self.request), self.window)
         self._widen()
         unique = {}
         for slot, n in zip(slots, requests):
@@ -178,7 +184,7 @@ class _Run:
             source[(self.end - size + np.arange(size)) % self.window] = r * S + c + np.arange(size)
             slots += unique[texts[i]]
             sources += [source] * len(unique[texts[i]])
-        read = self.s._programs["read"](self.params, tokens, positions, segments)
+        read = self.programs["read"](self.params, tokens, positions, segments)
         self._insert(read, slots, sources)
 
     def _insert(self, read, slots, sources):
@@ -187,12 +193,12 @@ class _Run:
         R = B if len(slots) * 4 > B else max(B // 4, 1)
         pad = R - len(slots)
         slots = np.append(np.asarray(slots, np.int32), np.full(pad, B, np.int32))
-        self.cache = self.s._programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
+        self.cache = self.programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
 
     def _window(self):
         """The smallest that holds every live row after the next chunk; one for good where that is small."""
         whole = _round_up(self.longest, max(self.s.bucket // 4, 1))
-        if whole <= 2 * self.s.bucket:
+        if whole * 2 <= self.s.bucket * 3:
             return whole
         need = int(self._lengths(self.request[self.request >= 0]).max()) + self._steps()
         window = self.s.bucket
@@ -219,7 +225,7 @@ class _Run:
             self._resize(window)
 
     def _resize(self, window):
-        self.cache = self.s._programs["resize"](self.cache, np.int32(self.end), window)
+        self.cache = self.programs["resize"](self.cache, np.int32(self.end), window)
         self.window, self.end = window, 0
 
     def _shrink(self):
@@ -229,7 +235,7 @@ class _Run:
             return
         rest = np.flatnonzero(self.request < 0)[:size - len(live)]
         rows = np.concatenate([live, rest]).astype(np.int32)
-        self.cache, self.request = self.s._programs["choose"](self.cache, rows), self.request[rows]
+        self.cache, self.request = self.programs["choose"](self.cache, rows), self.request[rows]
         if (window := self._window()) < self.window:
             self._resize(window)
 
@@ -244,9 +250,9 @@ class _Run:
                     Settings(*(put(x[n]) for x in self.settings)))
         # As many for all callers, so that they share programs.
         stop_ids = np.asarray(self.s.stop_ids + (-1,) * (STOPS - len(self.s.stop_ids)), np.int32)
-        self.cache, drawn, made = self.s._programs["decode"](
-            self.params, self.cache, np.int32(self.end), rows, np.int32(self._steps()), np.int32(self._fewest()), stop_ids,
-            self._forbidden())
+        self.cache, drawn, made = self.programs["decode"](
+            self.params, self.cache, np.int32(self.end), rows, np.int32(self._steps()), np.int32(self._fewest()),
+            stop_ids, self._forbidden())
         self.end = (self.end + int(made)) % self.window
         token, mask, logp, sampler_logp = map(np.asarray, drawn)
         for slot in np.flatnonzero(live):
