@@ -47,11 +47,12 @@ def lowered(graphdef, params, precision):
       precision: a name in `PRECISIONS`: "model", as it is trained; "bfloat16", matrices and products; "int8", the
         matrices but the embedding are stored so, products are in the model's own type.
     """
+    config = nnx.merge(graphdef, params).config
+    if precision == "model" and config.dtype == "bfloat16":
+        precision = "bfloat16"  # what it computes with anyway, cast once instead of at every token
     if precision == "model":
         return graphdef, params
-    if precision == "bfloat16":
-        graphdef = _in_bfloat16(nnx.merge(graphdef, params).config)
-    return graphdef, _params(graphdef, params, precision)
+    return _in_bfloat16(config) if precision == "bfloat16" else graphdef, _params(graphdef, params, precision)
 
 
 @functools.lru_cache(maxsize=8)
