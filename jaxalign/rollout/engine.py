@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxalign.data.packing import best_fit
 from jaxalign.errors import ConfigError
-from jaxalign.models.cache import chosen, empty_cache, inserted, resized
+from jaxalign.models.cache import chosen, empty_cache, filled, inserted, resized
 from jaxalign.models.transformer import group_sizes
 from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
 from jaxalign.rollout.precision import PRECISIONS, lowered
+from jaxalign.rollout.prompts import packed, round_up
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
@@ -20,8 +20,6 @@ LOOK = 8  # steps at most before stop strings are looked for
 STOPS = 4  # stop tokens that a program is made for; more make another one
 FEWEST = 8  # slots: fewer are hardly faster
 REFILL = 8  # slots are given away when one in so many is free: prompts are read faster together
-PACKED = (1, 4, 16)  # rows of prompts that are read together, the fewest that hold them
-WIDTH = 128  # positions of such a row, or as many as the longest prompt has
 
 
 @dataclasses.dataclass
@@ -75,7 +73,7 @@ class Sampler:
         self.devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if slots % self.devices:
             raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
-                              f"use {_round_up(slots, self.devices)}")
+                              f"use {round_up(slots, self.devices)}")
         self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
         if precision not in PRECISIONS:
             raise ConfigError(f"a sampler's precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
@@ -148,48 +146,40 @@ class _Run:
         self.request[slots] = requests
         if self.cache is None:
             self.window = self._window()
-            self.cache = self.programs["empty"](self.params, len(self.request), self.window)
-        self._widen()
+        else:
+            self._widen()
         unique = {}
         for slot, n in zip(slots, requests):
             unique.setdefault(tuple(self.prompts[n][:-1]), []).append(slot)
         self._read(unique)
+        if self.cache is None:
+            self._empty()
+
+    def _empty(self):
+        self.cache = self.programs["empty"](self.params, len(self.request), self.window)
 
     def _read(self, unique):
         """Reads prompts, packed, into the slots that want them."""
         texts = [text for text in unique if text]  # a prompt of one token has nothing to be read before it
-        if not texts:
-            return
-        sizes = np.array([len(text) for text in texts])
-        if sizes.sum() <= WIDTH:
-            S, kinds = _round_up(sizes.sum(), self.s.bucket), PACKED[:1]
-        else:
-            S, kinds = max(WIDTH, _round_up(sizes.max(), WIDTH)), PACKED
-        row, column, rows = best_fit(sizes, S)
-        first = 0
-        while first < rows:
-            M = next((m for m in kinds if m >= rows - first), kinds[-1])
-            self._read_rows([i for i in range(len(texts)) if first <= row[i] < first + M], texts, row - first, column, M, S,
-                            unique)
-            first += M
-
-    def _read_rows(self, chosen, texts, row, column, M, S, unique):
-        tokens = np.full((M, S), self.s.pad_id, np.int32)
-        positions, segments = np.zeros((M, S), np.int32), np.zeros((M, S), np.int32)
-        slots, sources = [], []
-        for i in chosen:
-            r, c, size = row[i], column[i], len(texts[i])
-            tokens[r, c:c + size], positions[r, c:c + size], segments[r, c:c + size] = texts[i], np.arange(size), i + 1
-            source = np.zeros(self.window, np.int32)
-            source[(self.end - size + np.arange(size)) % self.window] = r * S + c + np.arange(size)
-            slots += unique[texts[i]]
-            sources += [source] * len(unique[texts[i]])
-        read = self.programs["read"](self.params, tokens, positions, segments)
-        self._insert(read, slots, sources)
+        for tokens, positions, segments, places in packed(texts, self.s.bucket, self.s.pad_id) if texts else ():
+            slots, sources = [], []
+            for i, place in places.items():
+                size, source = len(texts[i]), np.zeros(self.window, np.int32)
+                source[(self.end - size + np.arange(size)) % self.window] = place + np.arange(size)
+                slots += unique[texts[i]]
+                sources += [source] * len(unique[texts[i]])
+            self._insert(self.programs["read"](self.params, tokens, positions, segments), slots, sources)
 
     def _insert(self, read, slots, sources):
         """Into all slots or a quarter of them, so that two shapes serve."""
         B = len(self.request)
+        if self.cache is None and len(slots) * 4 > B:
+            source_BW = np.zeros((B, self.window), np.int32)
+            source_BW[slots] = sources
+            self.cache = self.programs["fill"](read, source_BW)
+            return
+        if self.cache is None:
+            self._empty()
         R = B if len(slots) * 4 > B else max(B // 4, 1)
         pad = R - len(slots)
         slots = np.append(np.asarray(slots, np.int32), np.full(pad, B, np.int32))
@@ -197,7 +187,7 @@ class _Run:
 
     def _window(self):
         """The smallest that holds every live row after the next chunk; one for good where that is small."""
-        whole = _round_up(self.longest, max(self.s.bucket // 4, 1))
+        whole = round_up(self.longest, max(self.s.bucket // 4, 1))
         if whole * 2 <= self.s.bucket * 3:
             return whole
         need = int(self._lengths(self.request[self.request >= 0]).max()) + self._steps()
@@ -292,10 +282,6 @@ class _Run:
         return True
 
 
-def _round_up(n, multiple):
-    return int(-(-n // multiple) * multiple)
-
-
 @functools.lru_cache(maxsize=8)
 def _programs(graphdef, steps, pad_id):
     """The compiled parts, cached on the model's shape: the stages of a pipeline share them."""
@@ -308,6 +294,7 @@ def _programs(graphdef, steps, pad_id):
     return {
         "empty": jax.jit(make, static_argnums=(1, 2)),
         "read": jax.jit(functools.partial(read_prompts, graphdef)),
+        "fill": jax.jit(filled),
         "insert": jax.jit(inserted, donate_argnums=0),
         "resize": jax.jit(resized, static_argnums=2),
         "choose": jax.jit(chosen),
