@@ -12,7 +12,7 @@ ours, … All draw exactly the tokens that each request's limit allows; only tho
 - `32x64`: 32 prompts of 16 tokens, 64 new ones each, drawn at temperature 1, and the likeliest (`greedy`).
 - `ragged`: 256 such prompts, lengths geometric of mean 32, at most 128, at temperature 1. A peer is told the lengths
   beforehand and served like ones together, in batches of the size at which it is fastest; ours gets all at once, with
-  their limits, and sees to the rest.
+  their limits, and as many slots as it is fastest with.
 - `compile`: the first call of a fresh process at `32x64`, less what such a call takes later; nothing is cached on disk.
 
 A figure is the median of the runs; the table shows their range, too. The ratio is above 1 where ours is better.
@@ -34,7 +34,7 @@ SHAPE = dict(vocab=4096, width=256, layers=6, heads=4, mlp=672, theta=1_000_000,
 PROMPTS, PROMPT, NEW = 32, 16, 64
 REQUESTS, MEAN, CAP = 256, 32, 128
 COMPILED = ("tunix",)  # the peers that compile at their first call
-BATCHES = (16, 32, 64, 128)  # that a peer may choose from for the ragged requests
+BATCHES = (16, 32, 64, 128)  # that a side may choose from for the ragged requests
 
 
 def random_weights(shape, seed=0):
@@ -139,8 +139,8 @@ class Bench:
     def _measure_ragged(self):
         n = self.sizes["requests"]
         limits = np.minimum(np.random.default_rng(2).geometric(1 / self.sizes["mean"], n), self.sizes["cap"])
-        best = {name: self._best_batch(name, limits) for name in self.peers}
-        self._compare("ragged", lambda name: requests(n, limits, 3, self.shape["vocab"], batch=best.get(name, PROMPTS)))
+        best = {name: self._best_batch(name, limits) for name in self.sides}
+        self._compare("ragged", lambda name: requests(n, limits, 3, self.shape["vocab"], batch=best[name]))
 
     def _compiling(self, side, later):
         """What the first calls took beyond a later one."""
@@ -156,7 +156,7 @@ class Bench:
 
     def _best_batch(self, name, limits):
         seconds = {}
-        for batch in BATCHES:
+        for batch in filter(lambda size: size <= max(len(limits), BATCHES[0]), BATCHES):
             request = requests(len(limits), limits, 3, self.shape["vocab"], batch=batch)
             self.sides[name](request)
             seconds[batch] = self.sides[name](request)[0]

@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Jaxalign:
-    """The engine with its own choices: it takes the requests as they come, `batch` is not asked for."""
+    """The engine; `batch` is its number of slots."""
 
     def __init__(self, shape, weights):
         import jax
@@ -42,11 +42,11 @@ class Jaxalign:
         from jaxalign.rollout.engine import Sampler
         from jaxalign.rollout.sampling import Settings
 
-        longest = max(limits)
-        if longest not in self.samplers:
-            self.samplers[longest] = Sampler(self.graphdef, stop_ids=(), max_new_tokens=longest)
+        kind = max(limits), batch
+        if kind not in self.samplers:
+            self.samplers[kind] = Sampler(self.graphdef, stop_ids=(), max_new_tokens=kind[0], slots=batch)
         keys = self.jax.random.split(self.jax.random.key(0), len(prompts))
-        out = self.samplers[longest](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
+        out = self.samplers[kind](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
         return [out.ids(n) for n in range(len(prompts))]
 
 

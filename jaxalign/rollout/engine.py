@@ -129,7 +129,7 @@ class _Run:
         while self.queue or (self.request >= 0).any():
             self._refill()
             self._shrink()
-            self._widen()
+            self._fit()
             self._decode()
         return self.out
 
@@ -147,7 +147,7 @@ class _Run:
         if self.cache is None:
             self.window = self._window()
         else:
-            self._widen()
+            self._fit()
         unique = {}
         for slot, n in zip(slots, requests):
             unique.setdefault(tuple(self.prompts[n][:-1]), []).append(slot)
@@ -209,14 +209,12 @@ class _Run:
             return size + 1 - -(-size // REFILL)
         return size // 4 + 1 if self.s._size(size // 4) < size else 1
 
-    def _widen(self):
+    def _fit(self):
+        """Widens the cache where it must, and narrows it where half of it is enough."""
         window = self._window()
-        if window > self.window:
-            self._resize(window)
-
-    def _resize(self, window):
-        self.cache = self.programs["resize"](self.cache, np.int32(self.end), window)
-        self.window, self.end = window, 0
+        if not self.window // 2 < window <= self.window:
+            self.cache = self.programs["resize"](self.cache, np.int32(self.end), window)
+            self.window, self.end = window, 0
 
     def _shrink(self):
         live = np.flatnonzero(self.request >= 0)
@@ -226,8 +224,6 @@ class _Run:
         rest = np.flatnonzero(self.request < 0)[:size - len(live)]
         rows = np.concatenate([live, rest]).astype(np.int32)
         self.cache, self.request = self.programs["choose"](self.cache, rows), self.request[rows]
-        if (window := self._window()) < self.window:
-            self._resize(window)
 
     def _decode(self):
         live = self.request >= 0
