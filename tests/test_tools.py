@@ -18,6 +18,8 @@ case "$*" in
   "-c import sys; print("*version_info*) echo {version} ;;
   "-c import sys; print(sys.version)") echo "{version}.1 (fake)" ;;
   "-c import venv"*) exit {no_venv} ;;
+  "-c import pip") exit {no_pip} ;;
+  "-m ensurepip") exit {no_ensurepip} ;;
   "-m venv "*) {make_venv}
     mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
   "-m pip "*) cat "$PIP_SAYS"; exit "$(cat "$PIP_EXITS")" ;;
@@ -54,8 +56,9 @@ class Machine:
         (self.bin / name).write_text(source)
         (self.bin / name).chmod(0o755)
 
-    def python(self, name="python3", version="3.12", venv=True, make_venv=":"):
-        self.command(name, PYTHON.format(version=version, no_venv=0 if venv else 1, make_venv=make_venv))
+    def python(self, name="python3", version="3.12", venv=True, make_venv=":", pip=True, ensurepip=True):
+        self.command(name, PYTHON.format(version=version, no_venv=int(not venv), make_venv=make_venv,
+                                         no_pip=int(not pip), no_ensurepip=int(not ensurepip)))
 
     def run(self, script="tools/test.sh", *arguments, **environment):
         self.calls.write_text("")
@@ -123,6 +126,22 @@ def test_broken_shims_and_lesser_pythons_are_passed_over(machine):
     machine.python("python3.12", "3.12", venv=False)
     machine.python("python3.11", "3.11")
     assert machine.run().returncode == 5 and machine.pip_calls() == [".[test]"]
+
+
+def test_an_environment_that_somebody_else_made(machine):
+    """As uv makes them, without pip; or long ago, with an old Python."""
+    machine.python(pip=False)
+    (machine.root / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert machine.run().returncode == 5 and machine.pip_calls() == [".[test]"]
+    assert "-m ensurepip" in machine.calls.read_text()
+    (machine.root / ".venv" / ".jaxalign-test").unlink()
+    machine.python(pip=False, ensurepip=False)
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert ".venv holds no pip; install it there, move the folder away" in machine.complaint()
+    machine.python(version="3.10")
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert ".venv holds Python 3.10, jaxalign needs 3.11 or newer; move it away" in machine.complaint()
 
 
 def test_a_full_disk_before_the_install(machine):

@@ -25,16 +25,19 @@ def empty_cache(config, group_sizes, rows: int, window: int):
     return tuple((zeros(layers), zeros(layers)) for layers in group_sizes)
 
 
-def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end):
+def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end, *, scale=None, softcap=0.0):
     """Attention of one query a row, the one in slot `end`, over itself and the `length_B` slots before; scores in float32.
 
-    Query head n reads key-value head n // (N/K).
+    Query head n reads key-value head n // (N/K). `scale` and `softcap` as of `attend`.
     """
     (B, N, H), (_, K, W, _) = q_BNH.shape, key_BKWH.shape
     age_W = jnp.mod(end - jnp.arange(W), W)
     seen_BW = age_W[None] <= length_B[:, None]
     scores = jnp.einsum("bkgh,bkwh->bkgw", q_BNH.reshape(B, K, N // K, H), key_BKWH, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_BW[:, None, None], scores * H**-0.5, LOWEST)
+    scores = scores * (H**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(seen_BW[:, None, None], scores, LOWEST)
     weight = jnp.exp(scores - scores.max(-1, keepdims=True))
     out = jnp.einsum("bkgw,bkwh->bkgh", weight.astype(value_BKWH.dtype), value_BKWH, preferred_element_type=jnp.float32)
     return (out / weight.sum(-1, keepdims=True)).astype(q_BNH.dtype).reshape(B, N, H)

@@ -60,7 +60,7 @@ def decode_chunk(graphdef, params, cache, end, rows: Rows, most, fewest, stop_id
     def step(carry):
         c, token_B, live_B, cache, out = carry
         hidden_BD, cache = model.decode(token_B, rows.length_B + c, jnp.mod(end + c, W), cache, groups)
-        logits_BV = logits_of(hidden_BD, unembedding_DV)
+        logits_BV = logits_of(hidden_BD, unembedding_DV, model.softcap)
         uniform_B = jax.lax.dynamic_index_in_dim(uniform_BC, c, axis=1, keepdims=False)
         token_B, logp_B, sampler_logp_B = draw(uniform_B, logits_BV, rows.settings, forbidden_V)
         token_B = jnp.where(live_B, token_B, pad_id)
