@@ -1,4 +1,4 @@
-"""tools/quickstart.sh, test.sh, conformance.sh on machines that lack something, with pythons of a few shell lines."""
+"""The shell scripts of tools/ on machines that lack something, with pythons of a few shell lines."""
 
 import os
 import pathlib
@@ -26,6 +26,7 @@ case "$*" in
   "-m pytest"*) echo "pytest in $PWD on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 5 ;;
   "-m jaxalign "*) echo "ran in $PWD:"; printf '<%s>' "${{@:2}}"; exit "${{JAXALIGN_EXITS:-0}}" ;;
   */tests/conformance/run.py*) echo "compared on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 6 ;;
+  */tools/bench_generate.py*) echo "measured:"; printf '<%s>' "${{@:2}}"; exit 7 ;;
   *) exit 9 ;;
 esac
 """
@@ -263,6 +264,17 @@ def test_the_conformance_check_has_an_environment_of_its_own(machine):
     assert "set JAXALIGN_CONFORMANCE_VENV to another folder" in said
 
 
+def test_the_bench_has_an_environment_of_its_own(machine):
+    machine.python("python3.11", "3.11")
+    done = machine.run("tools/bench_generate.sh", "--peers=tunix", "--json=two words")
+    assert done.returncode == 7 and done.stdout == "measured:\n<--peers=tunix><--json=two words>"
+    assert machine.pip_calls() == [".[bench]"] and not (machine.root / ".venv").exists()
+    assert machine.run("tools/bench_generate.sh").returncode == 7 and machine.pip_calls() == []
+    place = machine.elsewhere / "peers"
+    assert machine.run("tools/bench_generate.sh", JAXALIGN_BENCH_VENV=str(place)).returncode == 7
+    assert (place / "pyvenv.cfg").exists()
+
+
 def test_continuous_integration_calls_the_readmes_command(machine):
     machine.python()
     done = machine.run(".ci/run")
@@ -270,7 +282,7 @@ def test_continuous_integration_calls_the_readmes_command(machine):
     assert "bash tools/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", ".ci/run"]
+SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", "tools/bench_generate.sh", ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

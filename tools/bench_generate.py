@@ -2,15 +2,17 @@
 
     bash tools/bench_generate.sh                          with the peers, in an environment of their own
     python tools/bench_generate.py --peers=               without
-    --json=FILE --runs=5 --first=3 --dtypes=float32,bfloat16 --peers=transformers,tunix
+    --json=FILE --runs=5 --first=3 --dtypes=float32,bfloat16 --peers=transformers,tunix --work=even,ragged
 
 Each side is a process of its own (`bench_generators.py`), told what to do in turn: ours, a peer, ours, the next peer,
 ours, … All draw exactly the tokens that each request's limit allows; only those count. Rows:
 
-- `check`: the share of greedy tokens that both sides agree on before they first differ, so that the same model is timed.
+- `check`: the share of greedy tokens that both sides agree on before they first differ: the same model is timed. Of
+  float32 alone, for after a near tie that falls otherwise nothing agrees.
 - `32x64`: 32 prompts of 16 tokens, 64 new ones each, drawn at temperature 1, and the likeliest (`greedy`).
 - `ragged`: 256 such prompts, lengths geometric of mean 32, at most 128, at temperature 1. A peer is told the lengths
-  beforehand and served like ones together, in batches of the size at which it is fastest; ours gets them in any order.
+  beforehand and served like ones together, in batches of the size at which it is fastest; ours gets all at once, with
+  their limits, and as many slots as it is fastest with.
 - `compile`: the first call of a fresh process at `32x64`, less what such a call takes later; nothing is cached on disk.
 
 A figure is the median of the runs; the table shows their range, too. The ratio is above 1 where ours is better.
@@ -31,7 +33,8 @@ SIDES = pathlib.Path(__file__).with_name("bench_generators.py")
 SHAPE = dict(vocab=4096, width=256, layers=6, heads=4, mlp=672, theta=1_000_000, eps=1e-5)
 PROMPTS, PROMPT, NEW = 32, 16, 64
 REQUESTS, MEAN, CAP = 256, 32, 128
-BATCHES = (32, 64, 128, 256)  # that a peer may choose from for the ragged requests
+COMPILED = ("tunix",)  # the peers that compile at their first call
+BATCHES = (16, 32, 64, 128)  # that a side may choose from for the ragged requests
 
 
 def random_weights(shape, seed=0):
@@ -57,19 +60,21 @@ class Side:
     def __init__(self, name, folder):
         self.name, self.said = name, folder / f"{name}.log"
         # Every first call compiles; several sides share one GPU.
-        changed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1"}
-        path = os.pathsep.join([str(SIDES.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        changed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                   "HF_HUB_OFFLINE": "1"}
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SIDES.parents[1]), os.environ.get("PYTHONPATH")]))
         with open(self.said, "w") as said:
             self.process = subprocess.Popen(
                 [sys.executable, str(SIDES), name, str(folder / "shape.json"), str(folder / "weights.npz")], text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=os.environ | changed | {"PYTHONPATH": path})
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=os.environ | changed)
         self.device = self._answer()["device"]
 
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.said.read_text()[-3000:]}\n{self.name} ended; the reason stands above. The peers are "
-                             "there with bash tools/bench_generate.sh, or leave them out with --peers=")
+            self.close()
+            raise SystemExit(f"{self.said.read_text()[-3000:]}\n{self.name} ended; the reason stands above. "
+                             "bash tools/bench_generate.sh installs the peers, --peers= leaves them out")
         return json.loads(line)
 
     def __call__(self, request):
@@ -83,8 +88,8 @@ class Side:
         return answer["seconds"], answer["tokens"]
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # closes its pipes and waits
+            pass
 
 
 class Bench:
@@ -95,44 +100,51 @@ class Bench:
         self.sizes, self.compile = sizes, {}
         np.savez(folder / "weights.npz", **random_weights(shape))
         (folder / "shape.json").write_text(json.dumps(shape))
-        self.sides = self._start(first)
+        self.sides, self.first = {}, first
 
-    def _start(self, first):
-        """A process each, and the seconds of the first call of `first` processes."""
-        names, seconds = ["jaxalign", *self.peers], {}
-        for run in range(first):
-            sides = {}
-            for name in names:
-                sides[name] = Side(name, self.folder)
-                seconds.setdefault(name, []).append(sides[name](self._even())[0])
-                if run < first - 1:
-                    sides[name].close()
-        self.compile = seconds
-        return sides
+    def start(self):
+        """The first calls of fresh processes; the last of each side stays."""
+        for _ in range(self.first):
+            self.close()
+            for name in ("jaxalign", *self.peers):
+                self.sides[name] = Side(name, self.folder)
+                self.compile.setdefault(name, []).append(self.sides[name](self._even())[0])
 
     def close(self):
-        for side in self.sides.values():
-            side.close()
+        while self.sides:
+            self.sides.popitem()[1].close()
 
     def _even(self, greedy=False):
         n = self.sizes["prompts"]
         return requests(n, [self.sizes["new"]] * n, 1, self.shape["vocab"], greedy, batch=n)
 
     def measure(self):
-        self._check()
+        self.start()
+        if self.shape["dtype"] == "float32":
+            self._check()
+        if "even" in self.sizes["work"].split(","):
+            self._measure_even()
+        if "ragged" in self.sizes["work"].split(","):
+            self._measure_ragged()
+        return self.rows
+
+    def _measure_even(self):
         later = self._compare("32x64", lambda name: self._even())
         self._compare("32x64 greedy", lambda name: self._even(greedy=True))
-        for peer in self.peers:
-            ours, theirs = ([s - statistics.median(later[peer, side]) for s in self.compile[side]] for side in ("jaxalign", peer))
-            self._row("compile", peer, ours, theirs, "s")
+        for peer in filter(COMPILED.__contains__, self.peers):
+            self._row("compile", peer, *(self._compiling(side, later[peer, side]) for side in ("jaxalign", peer)), "s")
         if not self.peers:
-            later = statistics.median(later[None, "jaxalign"])
-            self._row("compile", None, [s - later for s in self.compile["jaxalign"]], None, "s")
+            self._row("compile", None, self._compiling("jaxalign", later[None, "jaxalign"]), None, "s")
+
+    def _measure_ragged(self):
         n = self.sizes["requests"]
         limits = np.minimum(np.random.default_rng(2).geometric(1 / self.sizes["mean"], n), self.sizes["cap"])
-        best = {name: self._best_batch(name, limits) for name in self.peers}
-        self._compare("ragged", lambda name: requests(n, limits, 3, self.shape["vocab"], batch=best.get(name, PROMPTS)))
-        return self.rows
+        best = {name: self._best_batch(name, limits) for name in self.sides}
+        self._compare("ragged", lambda name: requests(n, limits, 3, self.shape["vocab"], batch=best[name]))
+
+    def _compiling(self, side, later):
+        """What the first calls took beyond a later one."""
+        return [seconds - statistics.median(later) for seconds in self.compile[side]]
 
     def _check(self):
         """How many greedy tokens agree before the first that does not."""
@@ -144,7 +156,7 @@ class Bench:
 
     def _best_batch(self, name, limits):
         seconds = {}
-        for batch in BATCHES:
+        for batch in filter(lambda size: size <= max(len(limits), BATCHES[0]), BATCHES):
             request = requests(len(limits), limits, 3, self.shape["vocab"], batch=batch)
             self.sides[name](request)
             seconds[batch] = self.sides[name](request)[0]
@@ -162,8 +174,8 @@ class Bench:
             for peer in self.peers or [None]:
                 for side in filter(None, ("jaxalign", peer)):
                     seconds.setdefault((peer, side), []).append(self.sides[side](request(side))[0])
+        total = sum(request("jaxalign")["limits"])
         for peer in self.peers or [None]:
-            total = sum(request("jaxalign")["limits"])
             ours, theirs = ([total / s for s in seconds.get((peer, side), [])] for side in ("jaxalign", peer))
             self._row(name, peer, ours, theirs, "tokens/s")
         return seconds
@@ -179,7 +191,8 @@ class Bench:
             if not values:
                 return f"{'':>30}"
             digits = 0 if statistics.median(values) > 100 else 3
-            return f"{statistics.median(values):>12,.{digits}f} {f'({min(values):,.{digits}f}–{max(values):,.{digits}f})':>17}"
+            spread = f"({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+            return f"{statistics.median(values):>12,.{digits}f} {spread:>17}"
 
         print(f"{row['name']:<32} {said(ours)}   {peer or '':<12} {said(theirs)}  "
               f"{'' if ratio is None else f'{ratio:6.2f}×'}  {unit}", flush=True)
@@ -192,6 +205,7 @@ def main(arguments=None):
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--runs", type=int, default=5, help="of every comparison")
     parser.add_argument("--first", type=int, default=3, help="fresh processes whose first call is timed")
+    parser.add_argument("--work", default="even,ragged", help="the rows of 32 prompts, those of ragged requests")
     for name, size in (("prompts", PROMPTS), ("new", NEW), ("requests", REQUESTS), ("mean", MEAN), ("cap", CAP)):
         parser.add_argument(f"--{name}", type=int, default=size)
     for name in ("vocab", "width", "layers", "heads", "mlp"):

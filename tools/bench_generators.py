@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Jaxalign:
-    """The engine with its own choices: it takes the requests as they come, `batch` is not asked for."""
+    """The engine; `batch` is its number of slots."""
 
     def __init__(self, shape, weights):
         import jax
@@ -29,7 +29,7 @@ class Jaxalign:
         config = ModelConfig(
             vocab_size=shape["vocab"], width=shape["width"], num_layers=shape["layers"], num_heads=shape["heads"],
             num_kv_heads=shape["heads"], head_dim=shape["width"] // shape["heads"], mlp_dim=shape["mlp"],
-            rope_theta=shape["theta"], norm_eps=shape["eps"], dtype=shape["dtype"], unroll=shape["layers"])
+            rope_theta=shape["theta"], norm_eps=shape["eps"], dtype=shape["dtype"])
         self.graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
         names = {("embed",): "embed", ("final_norm", "scale"): "final_norm"}
         names |= {("layers", f"{part}_norm", "scale"): f"{part}_norm" for part in ("attention", "mlp")}
@@ -42,11 +42,11 @@ class Jaxalign:
         from jaxalign.rollout.engine import Sampler
         from jaxalign.rollout.sampling import Settings
 
-        longest = max(limits)
-        if longest not in self.samplers:
-            self.samplers[longest] = Sampler(self.graphdef, stop_ids=(), max_new_tokens=longest)
+        kind = max(limits), batch
+        if kind not in self.samplers:
+            self.samplers[kind] = Sampler(self.graphdef, stop_ids=(), max_new_tokens=kind[0], slots=batch)
         keys = self.jax.random.split(self.jax.random.key(0), len(prompts))
-        out = self.samplers[longest](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
+        out = self.samplers[kind](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
         return [out.ids(n) for n in range(len(prompts))]
 
 
@@ -91,7 +91,8 @@ class Transformers:
             longest = max(limits[n] for n in chosen)
             kinds = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             with self.torch.inference_mode():
-                out = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=longest, **kinds)
+                seen = self.torch.ones_like(ids)
+                out = self.model.generate(ids, attention_mask=seen, max_new_tokens=longest, **kinds)
             for n, row in zip(chosen, out[:, ids.shape[1]:].tolist()):
                 tokens[n] = row[:limits[n]]
         return tokens
@@ -117,8 +118,8 @@ class Tunix:
         self.model = model = llama.Llama3(config, rngs=nnx.Rngs(0))
 
         def put(variable, value):
-            if variable.get_value().shape != value.shape:
-                raise SystemExit(f"Tunix' Llama has a parameter of shape {variable.get_value().shape}, not {value.shape}")
+            if variable.shape != value.shape:
+                raise SystemExit(f"Tunix' Llama has a parameter of shape {variable.shape}, not {value.shape}")
             variable.set_value(jax.numpy.asarray(value, shape["dtype"]))
 
         put(model.embedder.input_embedding, weights["embed"])

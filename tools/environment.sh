@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh, test.sh and conformance.sh: makes .venv once, from any Python >= 3.11, and reuses it
-# afterwards.
+# Sourced by quickstart.sh, test.sh, conformance.sh and bench_generate.sh: makes .venv once, from any Python >= 3.11, and
+# reuses it afterwards.
 #
 #   prepare_environment core|EXTRA    sets VENV_PYTHON; on failure prints one line that says what to do and exits with 1
 #

@@ -61,7 +61,8 @@ class PPO(PolicyStage):
             unfinished_penalty=4.0,  # a response without an end scores so much less than the rollout's finished ones do
             whitening="advantages",  # one of experience/shaping.WHITENINGS
             discount=1.0, gae_lambda=0.95,
-            objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0))
+            objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0,
+                           sampler_correction="none", sampler_cap=2.0))
 
     def init(self, key):
         policy, critic = jax.random.split(key)

@@ -25,6 +25,7 @@ RL_DEFAULTS = dict(
     length=64,  # the prompt's budget in tokens; longer ones lose their oldest tokens
     max_new_tokens=48,
     temperature=1.0,
+    sampler_precision="model",  # or "bfloat16", "int8" weights to draw with; objective.sampler_correction corrects that
 )
 
 
@@ -48,7 +49,7 @@ class PolicyStage(Stage):
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               slots=rows, pad_id=self.tokenizer.pad_id, mesh=mesh)
+                               slots=rows, pad_id=self.tokenizer.pad_id, precision=c.sampler_precision, mesh=mesh)
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
         self.carried = {"updates_skipped": 0} if c.target_kl else {}
         self.left = 0  # optimizer steps that the rollout still holds
