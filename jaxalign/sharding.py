@@ -21,6 +21,7 @@ RULES = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": None,
     "layers": None,
     "norm": None,
 }

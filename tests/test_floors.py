@@ -13,7 +13,7 @@ FLOORS = {
     "errors": 1, "config": 1, "batches": 1, "shapes": 1, "sharding": 1,
     "objectives": 2, "models": 2, "data": 2,
     "train": 3, "rollout": 3, "rewards": 3,
-    "experience": 4, "evaluate": 4,
+    "experience": 4, "evaluate": 4, "exchange": 4,
     "stages": 5, "pipeline": 5, "report": 5,
     "cli": 6, "__main__": 7,
 }  # fmt: skip

@@ -56,6 +56,22 @@ def evaluate(values, _, sources):
     _print_table(result)
 
 
+def import_(values, _, __):
+    from jaxalign.exchange import import_model
+
+    done = import_model(values["from"].value, values.to)
+    template = "its own chat template" if done["template"] else "no chat template, so a plain one"
+    print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters from {done['dtype']}, {template}")
+
+
+def export(values, _, __):
+    need_checkpoint(values.checkpoint)
+    from jaxalign.exchange import export_model
+
+    done = export_model(values.checkpoint, values.to, dtype=values.dtype)
+    print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters in {done['dtype']}")
+
+
 def report(values, _, __):
     if not os.path.isdir(values.workdir):
         raise ConfigError(f"--workdir={values.workdir}: no such folder; give the one that jaxalign pipeline wrote")
@@ -72,6 +88,7 @@ def need_checkpoint(path):
 def _print_table(result):
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("measure", *(("value", "n", "95 % interval")), box=None, header_style="bold")
     for column in table.columns[1:]:
@@ -79,14 +96,20 @@ def _print_table(result):
     # Long paths would break every line: the file's name is enough where it is the only one of that name.
     short = {source: source.rsplit("/", 1)[-1] for source in result}
     named = short if len(set(short.values())) == len(short) else {source: source for source in result}
-    for name, leaf in _leaves({named[source]: figures for source, figures in result.items()}):
-        leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
-        interval = leaf.get("ci95")
-        table.add_row(
-            name, _figure(leaf["value"]), str(leaf.get("n", "")),
-            f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
-        )  # fmt: skip
-    Console().print(table)
+    table.columns[0].no_wrap = True
+    for source, figures in result.items():
+        table.add_row(Text(named[source], style="bold"))
+        for name, leaf in _leaves(figures):
+            leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
+            interval = leaf.get("ci95")
+            table.add_row(
+                Text(f"  {name}"), _figure(leaf["value"]), str(leaf.get("n", "")),
+                f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
+            )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a file has no edge
+    console.print(table)
     for source, figures in result.items():
         if first := figures.get("rows_skipped", {}).get("first"):
             print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
@@ -114,7 +137,7 @@ def find(name) -> Command:
     raise ConfigError(f"no command {name!r}; {cure}")
 
 
-EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "seed", "best_of", "reward_model",
+EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "answers", "seed", "best_of", "reward_model",
                     "temperature")
 WORKDIR = Flag("workdir", "dir", None, "the folder of the run; the same call again goes on where it stopped", True)
 CHECKPOINT = Flag("checkpoint", "dir", None, "the folder of a stage's run, or of one of its checkpoints", True)
@@ -161,6 +184,7 @@ COMMANDS = {
          Flag("batch_size", "int", None, "rows at a time", least=1),
          Flag("length", "int", None, "tokens a row", least=1),
          Flag("max_new_tokens", "int", None, "the longest generated answer", least=1),
+         Flag("answers", "bool", None, "answer conversations too, and compare with the answers they hold"),
          Flag("seed", "int", None, "for whatever is sampled"),
          Flag("best_of", "int", None, "answers drawn a prompt, of which the best by --reward_model counts", least=1),
          Flag("reward_model", "dir", None, "the folder of a reward stage's run, for --best_of"),
@@ -169,6 +193,18 @@ COMMANDS = {
          "jaxalign evaluate --checkpoint=runs/sft --best_of=16 --reward_model=runs/reward dev.jsonl:prompts",
          "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],
         positional="PATH:SHAPE ...",
+    ),
+    "import": Command(
+        "import", "Make a checkpoint of a published model: a folder as transformers writes it, or a GGUF file", import_,
+        [Flag("from", "dir", None, "the model's folder (safetensors), or a .gguf file", True),
+         Flag("to", "dir", None, "the checkpoint's folder, for init_from and --checkpoint", True)],
+        ["jaxalign import --from=downloads/SmolLM2-135M-Instruct --to=runs/smollm2"],
+    ),
+    "export": Command(
+        "export", "Write a checkpoint as a folder that transformers and model servers read", export,
+        [CHECKPOINT, Flag("to", "dir", None, "the folder to write", True),
+         Flag("dtype", "text", "", "float32, float16 or bfloat16; without it as imported, else float32")],
+        ["jaxalign export --checkpoint=runs/sft --to=exported"],
     ),
     "report": Command(
         "report", "Write report.html from what a pipeline left in its folder", report,

@@ -21,12 +21,24 @@ class Template:
     """How a turn is written: `<s>` once, then header, text, end per turn. No </s>: sampling stops at `end`.
 
     Every turn is encoded by itself between special tokens, so what later turns hold cannot change an earlier one:
-    rendering is prefix-stable by construction. A template of another make (Jinja) needs the same three methods.
+    rendering is prefix-stable by construction. A template of another make (`jinja.JinjaTemplate`) needs `roles`, to
+    check messages by, and `render`.
     """
 
     roles: Mapping[str, tuple[str, bool]] = dataclasses.field(default_factory=lambda: dict(ROLES))
     end: str = "<|end|>"
     generation: str = "<|assistant|>"
+
+    def render(self, messages, tokenizer, add_generation_prompt=False):
+        """(ids, mask) of a conversation."""
+        ids = list(self.start(tokenizer))
+        mask = [0] * len(ids)
+        for message in messages:
+            turn_ids, turn_mask = self.turn(message, tokenizer)
+            ids += turn_ids
+            mask += turn_mask
+        header = self.header(tokenizer) if add_generation_prompt else []
+        return ids + header, mask + [0] * len(header)
 
     def start(self, tokenizer):
         return [tokenizer.bos_id]
@@ -44,6 +56,10 @@ class Template:
 
 
 TEMPLATE = Template()
+
+
+class TemplateFault(ValueError):
+    """What a template says against a conversation, or does that it may not."""
 
 
 def check_messages(messages, path="messages", line=None, template=TEMPLATE):
@@ -67,13 +83,14 @@ def check_messages(messages, path="messages", line=None, template=TEMPLATE):
             bad(f"{where}: a non-empty answer", "an empty one", "drop the row, or on_bad_row='skip'")
 
 
-def render(messages, tokenizer, *, add_generation_prompt=False, template=TEMPLATE, require_target=False,
+def render(messages, tokenizer, *, add_generation_prompt=False, template=None, require_target=False,
            path="messages", line=None):
     """Ids and loss mask of a conversation; mask 1 on the assistant's text and on the token that ends its turn.
 
     Args:
       messages: list of {"role", "content"} and optionally "train": False (an assistant turn that is not a target).
-      tokenizer: Tokenizer.
+      tokenizer: Tokenizer, or a published one.
+      template: how it is written; None is the tokenizer's own way.
       add_generation_prompt: end with the assistant's header, for sampling.
       require_target: refuse a rendering whose mask is all zero or all one (a training row always has both).
       path, line: where the row came from, for the error.
@@ -82,17 +99,13 @@ def render(messages, tokenizer, *, add_generation_prompt=False, template=TEMPLAT
     Raises:
       DataError: unknown role, content that is not text, an empty answer, a mask without a zero or a one.
     """
+    template = template or tokenizer.template
     check_messages(messages, path, line, template)
-    ids = list(template.start(tokenizer))
-    mask = [0] * len(ids)
-    for message in messages:
-        turn_ids, turn_mask = template.turn(message, tokenizer)
-        ids += turn_ids
-        mask += turn_mask
-    if add_generation_prompt:
-        header = template.header(tokenizer)
-        ids += header
-        mask += [0] * len(header)
+    try:
+        ids, mask = template.render(messages, tokenizer, add_generation_prompt)
+    except TemplateFault as fault:
+        raise DataError(path, line, "a conversation that the model's chat template can write", str(fault),
+                        "drop the row, or on_bad_row='skip'") from None
     if require_target:
         check_mask(mask, path, line)
     return ids, mask
@@ -108,7 +121,7 @@ def check_mask(mask, path="messages", line=None):
                         "the template does not mark its turns")
 
 
-def check_prefix_stable(tokenizer, template=TEMPLATE):
+def check_prefix_stable(tokenizer, template=None):
     """Refuses a template that writes an earlier turn differently once later turns follow, for reinforcement learning:
     there the tokens that were sampled must be the tokens that are trained on. Raises ConfigError."""
     talk = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2.\n"},

@@ -15,8 +15,9 @@ def tokens(rows, tokenizer, intake, *, length, truncate, template):
     for source, row in rows:
         try:
             if isinstance(row, Text):
-                ids = [tokenizer.bos_id, *tokenizer.encode(row.text), tokenizer.eos_id]
-                mask = [0] + [1] * (len(ids) - 1)
+                ids = [*tokenizer.start_ids, *tokenizer.encode(row.text), tokenizer.eos_id]
+                unpredicted = max(len(tokenizer.start_ids), 1)  # nothing stands before a text's first token
+                mask = [0] * unpredicted + [1] * (len(ids) - unpredicted)
                 report.text_bytes += len(row.text.encode())
                 report.chunked += len(ids) - 1 > length
             else:

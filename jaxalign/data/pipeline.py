@@ -19,7 +19,6 @@ import grain
 import numpy as np
 
 from jaxalign.data import encode
-from jaxalign.data.chat import TEMPLATE
 from jaxalign.data.intake import Intake, check_sources, read_rows
 from jaxalign.data.packing import best_fit
 from jaxalign.errors import CheckpointError, ConfigError, DataError
@@ -28,7 +27,7 @@ KINDS = ("tokens", "rankings", "pairs", "unpaired", "prompts")
 
 
 def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit", seed=0, shuffle=True, repeat=True,
-            truncate=None, on_bad_row="error", bad_rows_path=None, max_answers=None, template=TEMPLATE, process_index=0,
+            truncate=None, on_bad_row="error", bad_rows_path=None, max_answers=None, template=None, process_index=0,
             process_count=1):
     """An iterator of numpy batches; the same arguments give the same batches, and its state resumes them.
 
@@ -54,14 +53,15 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
         the report. Text documents are never cut but chunked.
       on_bad_row: "error" raises DataError at the first bad row; "skip" counts it, lists it in `bad_rows_path`.
       max_answers: the R of rankings; None is the most that any row has. The best ranked are kept.
-      template: how a conversation is written (jaxalign/data/chat.py); prompts refuse one that is not prefix-stable.
+      template: how a conversation is written (jaxalign/data/chat.py), None the tokenizer's own way; prompts refuse one
+        that is not prefix-stable.
       process_index, process_count: this process's share of each global batch's rows.
     Returns:
       BatchIterator (a grain.DatasetIterator) with `report`, `rows_per_epoch` and `batches_per_epoch`.
     Raises:
       ConfigError, DataError.
     """
-    sources = check_sources(sources)
+    sources, template = check_sources(sources), template or tokenizer.template
     _check(kind=(kind, KINDS), packing=(packing, ("best_fit", "none")), truncate=(truncate,
            (None, "right", "left", "error")))
     if batch_size < 1 or length < 1 or batch_size % process_count or not 0 <= process_index < process_count:

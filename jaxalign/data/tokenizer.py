@@ -6,6 +6,8 @@ import pathlib
 
 import sentencepiece as spm
 
+from jaxalign.data.chat import TEMPLATE
+from jaxalign.data.published import PublishedTokenizer, read_folder
 from jaxalign.errors import ConfigError, DataError
 
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
@@ -86,7 +88,8 @@ class Tokenizer:
     """A SentencePiece model, its special ids, and its hash.
 
     Attributes: `vocab_size`; `pad_id`, `unk_id`, `bos_id`, `eos_id`; `chat_ids` (chat token → id), `end_id` (the
-    end-of-turn token, where sampling stops); `special_ids` (frozenset of ids that text never yields); `hash` (sha256
+    end-of-turn token); `start_ids` (what stands before a text), `stop_ids` (where sampling stops); `template` (how
+    conversations are written); `special_ids` (frozenset of ids that text never yields); `hash` (sha256
     of the model, hex), by which stages recognise each other's tokenizer.
     """
 
@@ -103,6 +106,8 @@ class Tokenizer:
         self.bos_id, self.eos_id = processor.piece_to_id(BOS), processor.piece_to_id(EOS)
         self.chat_ids = {piece: processor.piece_to_id(piece) for piece in CHAT_TOKENS}
         self.end_id = self.chat_ids["<|end|>"]
+        self.start_ids, self.stop_ids = [self.bos_id], (self.end_id, self.eos_id)
+        self.template = TEMPLATE
         self.special_ids = frozenset(i for i in range(self.vocab_size) if processor.is_control(i)) | {self.pad_id}
         self._space_bytes = [processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
 
@@ -176,16 +181,35 @@ class Tokenizer:
 
     def spell(self, ids):
         """The very characters of ids taken out of a text: special tokens shown, the space before a first word kept."""
-        out = b""
-        for i in ids:
-            piece = self._processor.id_to_piece(int(i))
-            out += bytes([int(piece[1:-1], 16)]) if self._processor.is_byte(int(i)) else piece.replace(
-                _SPACE, " ").encode()
-        return out.decode("utf-8", "replace")
+        return b"".join(self.piece_bytes(i) or self.piece(i).encode() for i in ids).decode("utf-8", "replace")
 
     def piece(self, i):
         """The piece of one id, as SentencePiece writes it (a space is ▁)."""
         return self._processor.id_to_piece(int(i))
+
+    def piece_bytes(self, i):
+        """What one id stands for in a text; empty for special tokens and for the unknown."""
+        if (i := int(i)) in self.special_ids or i == self.unk_id:
+            return b""
+        piece = self._processor.id_to_piece(i)
+        return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.replace(_SPACE, " ").encode()
+
+
+def open_tokenizer(model):
+    """The tokenizer of a checkpoint's bytes: SentencePiece's, or the archive of a published one."""
+    return PublishedTokenizer(model) if model.startswith(b"PK") else Tokenizer(model)
+
+
+def load_tokenizer(path):
+    """The tokenizer at a path: a SentencePiece model or the folder that holds one, or a published model's folder.
+
+    Raises:
+      DataError: there is none, or it is something else.
+    """
+    folder = pathlib.Path(path)
+    if folder.is_dir() and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return read_folder(folder)
+    return Tokenizer.load(path)
 
 
 def _missing_specials(processor):

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from jaxalign.data.chat import render
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import CheckpointError
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.logprobs import token_statistics
@@ -45,12 +45,13 @@ class Assistant:
                                   "and writes none; name another stage's workdir, or measure it with jaxalign evaluate")
         config = ModelConfig(**meta["model"])
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-        return cls(graphdef, load_params(folder, meta["policy"], abstract), Tokenizer(unpack_tokenizer(meta)),
+        return cls(graphdef, load_params(folder, meta["policy"], abstract), open_tokenizer(unpack_tokenizer(meta)),
                    meta=meta, **options)
 
     def generate(self, prompts, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=None):
         """`Rollouts` of lists of ids; request n draws from its own key, a function of `seed` and n."""
-        sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id, self.tokenizer.eos_id),
+        more = self.meta.get("published", {}).get("stop_ids", ())  # which the model's publisher names
+        sampler = Sampler(self.graphdef, stop_ids=tuple(dict.fromkeys((*self.tokenizer.stop_ids, *more))),
                           max_new_tokens=self.max_new_tokens if max_new_tokens is None else max_new_tokens,
                           slots=self.batch_size, bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh)
         keys = jax.random.split(jax.random.key(seed), len(prompts))
@@ -69,7 +70,7 @@ class Assistant:
 
     def complete(self, texts, **options):
         """What the model writes after each text, as in pretraining: no chat."""
-        prompts = [[self.tokenizer.bos_id, *self.tokenizer.encode(text)] for text in texts]
+        prompts = [[*self.tokenizer.start_ids, *self.tokenizer.encode(text)] for text in texts]
         return self._texts(self.generate(prompts, **options))
 
     def logp(self, batch):
@@ -81,7 +82,8 @@ class Assistant:
         model = nnx.merge(self.graphdef, params)
         hidden_BTD = model(tokens_BT, positions_BT, segment_ids_BT)
         chunk = max(1, 2**24 // (hidden_BTD.shape[0] * self.tokenizer.vocab_size))
-        return token_statistics(hidden_BTD, model.unembedding_DV, targets_BT, chunk=chunk).logp_BT
+        return token_statistics(hidden_BTD, model.unembedding_DV, targets_BT, chunk=chunk,
+                                softcap=model.softcap).logp_BT
 
     def _texts(self, rollouts):
         return [self.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(rollouts.finished))]

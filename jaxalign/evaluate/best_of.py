@@ -10,7 +10,8 @@ from jaxalign.evaluate.statistics import bootstrap_mean
 
 class BestOf:
     """An assistant that answers with the best of n draws (WebGPT's rejection sampling, Nakano et al. 2021,
-    arXiv:2112.09332; the KL: Stiennon et al. 2020, arXiv:2009.01325, appendix G.3).
+    arXiv:2112.09332; the KL as an equality: Stiennon et al. 2020, arXiv:2009.01325, appendix G.3; that it is a bound:
+    Beirami et al. 2024, arXiv:2401.01879).
 
         y = argmax r(x, yᵢ)  over  y₁ … yₙ ~ π(·|x)        KL(best of n ‖ π) ≤ log n − (n − 1)/n  nats
 
@@ -62,5 +63,5 @@ def best(score_BN, ended_BN):
 
 
 def kl_bound(n):
-    """log n − (n − 1)/n, nats: the most by which the best of n is from one draw (Beirami et al., arXiv:2401.01879)."""
+    """log n − (n − 1)/n, nats: the most that KL(best of n ‖ one draw) can be (arXiv:2401.01879)."""
     return math.log(n) - (n - 1) / n

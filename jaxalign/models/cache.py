@@ -25,16 +25,19 @@ def empty_cache(config, group_sizes, rows: int, window: int):
     return tuple((zeros(layers), zeros(layers)) for layers in group_sizes)
 
 
-def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end):
+def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end, *, scale=None, softcap=0.0):
     """Attention of one query a row, the one in slot `end`, over itself and the `length_B` slots before; scores in float32.
 
-    Query head n reads key-value head n // (N/K).
+    Query head n reads key-value head n // (N/K). `scale` and `softcap` as of `attend`.
     """
     (B, N, H), (_, K, W, _) = q_BNH.shape, key_BKWH.shape
     age_W = jnp.mod(end - jnp.arange(W), W)
     seen_BW = age_W[None] <= length_B[:, None]
     scores = jnp.einsum("bkgh,bkwh->bkgw", q_BNH.reshape(B, K, N // K, H), key_BKWH, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_BW[:, None, None], scores * H**-0.5, LOWEST)
+    scores = scores * (H**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(seen_BW[:, None, None], scores, LOWEST)
     weight = jnp.exp(scores - scores.max(-1, keepdims=True))
     out = jnp.einsum("bkgw,bkwh->bkgh", weight.astype(value_BKWH.dtype), value_BKWH, preferred_element_type=jnp.float32)
     return (out / weight.sum(-1, keepdims=True)).astype(q_BNH.dtype).reshape(B, N, H)
@@ -65,11 +68,19 @@ def inserted(cache, keys_values, rows_R, source_RW):
       rows_R: which rows; those beyond the last are nobody's and dropped.
       source_RW: where in M·S the token of each slot stands; any place for slots that hold none.
     """
-    def of(x, new_LMSKH):
-        L, M, S, K, H = new_LMSKH.shape
-        new_LRKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_RW, axis=1).swapaxes(2, 3).astype(x.dtype)
+    def of(x, new):
         if x.ndim == 4:
-            return by_rows(x.at[rows_R].set(new_LRKWH[0], mode="drop"), 0)
-        return by_rows(x.at[:, rows_R].set(new_LRKWH, mode="drop"), 1)
+            return by_rows(x.at[rows_R].set(new, mode="drop"), 0)
+        return by_rows(x.at[:, rows_R].set(new, mode="drop"), 1)
 
-    return jax.tree.map(of, cache, keys_values)
+    return jax.tree.map(of, cache, filled(keys_values, source_RW))
+
+
+def filled(keys_values, source_BW):
+    """A cache whose rows are all prompts that were read elsewhere; args as of `inserted`."""
+    def of(new_LMSKH):
+        L, M, S, K, H = new_LMSKH.shape
+        new_LBKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_BW, axis=1).swapaxes(2, 3)
+        return by_rows(new_LBKWH[0], 0) if L == 1 else by_rows(new_LBKWH, 1)
+
+    return jax.tree.map(of, keys_values)

@@ -1,78 +1,48 @@
 """A decoder-only transformer in Flax NNX, its layers stacked and scanned."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxalign.errors import ConfigError
 from jaxalign.models.attention import Attention, attend, causal_mask
 from jaxalign.models.cache import attend_cached
-from jaxalign.models.layers import Linear, RMSNorm, SwiGLU, param, rotary_angles
+from jaxalign.models.config import REMAT_POLICIES, ModelConfig
+from jaxalign.models.experts import Experts
+from jaxalign.models.layers import MLP, Linear, make_norm, param
+from jaxalign.models.rotary import rotary_angles
 from jaxalign.sharding import look_up
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a transformer. `dtype` is what it computes in; master weights are always float32."""
-
-    vocab_size: int
-    width: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    head_dim: int = 32
-    mlp_dim: int = 384
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    qk_norm: bool = False  # RMSNorm of queries and keys before they are rotated
-    embed_scale: float = 1.0  # multiplies what is looked up; Gemma takes √width
-    tied_embeddings: bool = True
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1  # layers per scan iteration: more is faster to run and slower to compile
-
-    def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"model.num_heads={self.num_heads} must be a multiple of "
-                              f"model.num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise ConfigError(f"model.head_dim={self.head_dim} must be even: rotary positions turn pairs")
-        if self.remat not in REMAT_POLICIES:
-            raise ConfigError(f"model.remat={self.remat!r} must be one of {sorted(REMAT_POLICIES)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
-
-    @property
-    def jnp_dtype(self):
-        return jnp.dtype(self.dtype)
-
-    @property
-    def residual_scale(self):
-        """Shrinks what each layer adds at the start, so that the residual stream's size does not grow with depth."""
-        return (2 * self.num_layers) ** -0.5
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: attention and MLP, each added to what it read, in one of four arrangements of their norms.
+
+        pre       x + f(norm(x)), for f attention and then MLP
+        post      x + norm(f(x))
+        sandwich  x + norm(f(norm(x)))
+        parallel  x + attention(norm(x)) + mlp(norm(x))
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        norm = functools.partial(RMSNorm, config.width, eps=config.norm_eps, dtype=config.jnp_dtype, rngs=rngs)
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        norm = functools.partial(make_norm, config, config.width, rngs)
+        before, after = config.block != "post", config.block in ("post", "sandwich")
+        self.parallel = config.block == "parallel"
+        self.attention_norm, self.mlp_norm = (norm(), norm()) if before else (None, None)
+        self.attention_post_norm, self.mlp_post_norm = (norm(), norm()) if after else (None, None)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp = SwiGLU(config, rngs=rngs)
+        self.mlp = (Experts if config.mlp == "experts" else MLP)(config, rngs=rngs)
 
     def __call__(self, x_BTD, angles, mix):
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mix)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        added = _normed(self.attention_post_norm, self.attention(_normed(self.attention_norm, x_BTD), angles, mix))
+        if self.parallel:
+            return x_BTD + added + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + added
+        return x_BTD + _normed(self.mlp_post_norm, self.mlp(_normed(self.mlp_norm, x_BTD)))
+
+
+def _normed(norm, x_BTD):
+    return x_BTD if norm is None else norm(x_BTD)
 
 
 class Transformer(nnx.Module):
@@ -90,9 +60,12 @@ class Transformer(nnx.Module):
         make = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0, axis_size=config.num_layers,
                         transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.layers = make(rngs.split(config.num_layers))
-        self.final_norm = RMSNorm(D, eps=config.norm_eps, dtype=config.jnp_dtype, rngs=rngs)
+        self.final_norm = make_norm(config, D, rngs)
         if not config.tied_embeddings:
             self.unembed = Linear((D,), (V,), ("embed", "vocab"), dtype=config.jnp_dtype, rngs=rngs)
+        if config.learned_positions:
+            self.positions = param(jax.random.normal(rngs.params(), (config.learned_positions, D), jnp.float32) * 0.02,
+                                   None, "embed")
 
     @property
     def unembedding_DV(self):
@@ -100,6 +73,11 @@ class Transformer(nnx.Module):
         if self.config.tied_embeddings:
             return self.embed[...].T
         return self.unembed.kernel[...]
+
+    @property
+    def softcap(self):
+        """What the logits are capped at (`ModelConfig.logit_softcap`), None where they are not."""
+        return self.config.logit_softcap or None
 
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         """Hidden states (B, T, D), causal within each segment.
@@ -114,16 +92,19 @@ class Transformer(nnx.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         if segment_ids_BT is None:
             segment_ids_BT = jnp.ones((B, T), jnp.int32)
-        angles = rotary_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-        mix = functools.partial(attend, mask_BTS=causal_mask(segment_ids_BT))
+        angles = self._angles(positions_BT)
+        masks = [causal_mask(segment_ids_BT, self._window(kind)) for kind in self.config.kinds]
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x_BTD, state):
-            return nnx.merge(graphdef, state)(x_BTD, angles, mix), None
+        def layer(x_BTD, xs):
+            kind, state = xs
+            mix = functools.partial(self._attend, mask_BTS=_of_kind(masks, kind))
+            return nnx.merge(graphdef, state)(x_BTD, _of_kind(angles, kind), mix), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        x_BTD, _ = jax.lax.scan(layer, self._embedded(tokens_BT), stacked, unroll=self.config.unroll)
+        x_BTD, _ = jax.lax.scan(layer, self._placed(self._embedded(tokens_BT), positions_BT), (self._kinds(), stacked),
+                                unroll=self.config.unroll)
         return self.final_norm(x_BTD)
 
     def layer_groups(self):
@@ -137,24 +118,24 @@ class Transformer(nnx.Module):
 
         Args: as of `__call__`; several prompts may be packed in a row.
         """
-        angles = rotary_angles(positions_MS, self.config.head_dim, self.config.rope_theta)
-        mask = causal_mask(segment_ids_MS)
-        graphdef, x_MSD, kept = nnx.split(self.layers)[0], self._embedded(tokens_MS), []
+        angles = self._angles(positions_MS)
+        masks = [causal_mask(segment_ids_MS, self._window(kind)) for kind in self.config.kinds]
+        graphdef, layers = nnx.split(self.layers)
 
-        def layer(x_MSD, state):
-            pair = None
+        def layer(x_MSD, xs):
+            (kind, state), pair = xs, None
 
             def mix(q, k, v):
                 nonlocal pair
                 pair = k, v
-                return attend(q, k, v, mask)
+                return self._attend(q, k, v, _of_kind(masks, kind))
 
-            return nnx.merge(graphdef, state)(x_MSD, angles, mix), pair
+            return nnx.merge(graphdef, state)(x_MSD, _of_kind(angles, kind), mix), pair
 
-        for group in self.layer_groups():
-            x_MSD, pairs = jax.lax.scan(layer, x_MSD, group)
-            kept.append(pairs)
-        return tuple(kept)
+        # Scanned whatever `unroll` says: a prompt's layers are work enough, and one is compiled instead of all.
+        x_MSD = self._placed(self._embedded(tokens_MS), positions_MS)
+        _, pairs = jax.lax.scan(layer, x_MSD, (self._kinds(), layers))
+        return tuple(jax.tree.map(lambda x: x[first:last], pairs) for first, last in _spans(self.config))
 
     def decode(self, token_B, length_B, end, cache, groups):
         """Reads one more token a row into slot `end` of the cache; returns (hidden_BD, cache).
@@ -166,32 +147,60 @@ class Transformer(nnx.Module):
           cache: of `models/cache.py`.
           groups: `layer_groups()`, taken once outside the loop over tokens.
         """
-        angles = rotary_angles(length_B[:, None], self.config.head_dim, self.config.rope_theta)
+        positions_B1 = length_B[:, None]
+        angles = self._angles(positions_B1)
+        windows = [self._window(kind) for kind in self.config.kinds]
+        seen = [jnp.minimum(length_B, window - 1) if window else length_B for window in windows]
         graphdef, out = nnx.split(self.layers)[0], []
 
-        def layer(x_B1D, state, pair, index=None):
+        def layer(x_B1D, kind, state, pair, index=None):
             def mix(q, k, v):
                 nonlocal pair
                 at = (0, 0, end, 0) if index is None else (index, 0, 0, end, 0)
                 new = [x.swapaxes(1, 2) if index is None else x.swapaxes(1, 2)[None] for x in (k, v)]
                 pair = tuple(jax.lax.dynamic_update_slice(x, n, at) for x, n in zip(pair, new))
                 here = pair if index is None else [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in pair]
-                return attend_cached(q[:, 0], *here, length_B, end)[:, None]
+                return attend_cached(q[:, 0], *here, _of_kind(seen, kind), end, scale=self.config.query_scale or None,
+                                     softcap=self.config.attention_softcap)[:, None]
 
-            return nnx.merge(graphdef, state)(x_B1D, angles, mix), pair
+            return nnx.merge(graphdef, state)(x_B1D, _of_kind(angles, kind), mix), pair
 
-        x_B1D = self._embedded(token_B[:, None])
-        for group, pair in zip(groups, cache):
+        def scanned(carry, xs):
+            (x_B1D, pair), (index, kind, state) = carry, xs
+            return layer(x_B1D, kind, state, pair, index), None
+
+        x_B1D = self._placed(self._embedded(token_B[:, None]), positions_B1)
+        for (first, _), group, pair in zip(_spans(self.config), groups, cache):
             if pair[0].ndim == 4:
-                x_B1D, pair = layer(x_B1D, jax.tree.map(lambda x: x[0], group), pair)
+                state = jax.tree.map(lambda x: x[0], group)
+                x_B1D, pair = layer(x_B1D, self.config.kind_of_layer[first], state, pair)
             else:
-                (x_B1D, pair), _ = jax.lax.scan(lambda carry, xs: (layer(carry[0], xs[1], carry[1], xs[0]), None),
-                                                (x_B1D, pair), (jnp.arange(self.config.num_layers), group))
+                (x_B1D, pair), _ = jax.lax.scan(scanned, (x_B1D, pair),
+                                                (jnp.arange(self.config.num_layers), self._kinds(), group))
             out.append(pair)
         return self.final_norm(x_B1D)[:, 0], tuple(out)
 
     def _embedded(self, tokens_BT):
         return look_up(self.embed[...], tokens_BT).astype(self.config.jnp_dtype) * self.config.embed_scale
+
+    def _placed(self, x_BTD, positions_BT):
+        if not self.config.learned_positions:
+            return x_BTD
+        # A place beyond the last has no embedding: NaN shows what the nearest one would hide.
+        place_BTD = self.positions[...].at[positions_BT].get(mode="fill", fill_value=jnp.nan)
+        return x_BTD + place_BTD.astype(self.config.jnp_dtype)
+
+    def _attend(self, q, k, v, mask_BTS):
+        return attend(q, k, v, mask_BTS, scale=self.config.query_scale or None, softcap=self.config.attention_softcap)
+
+    def _kinds(self):
+        return jnp.array(self.config.kind_of_layer, jnp.int32)
+
+    def _angles(self, positions_BT):
+        return [rotary_angles(positions_BT, self.config, kind) for kind in self.config.kinds]
+
+    def _window(self, kind):
+        return self.config.window if kind == "window" else 0
 
 
 def group_sizes(config: ModelConfig):
@@ -204,6 +213,14 @@ def _spans(config):
     return [(i, i + 1) for i in range(L)] if config.unroll >= L else [(0, L)]
 
 
-def logits_of(hidden, unembedding_DV):
-    """float32 logits of hidden states (…, D), the product in the hidden states' type."""
-    return jnp.einsum("...d,dv->...v", hidden, unembedding_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def _of_kind(options, kind):
+    """What a layer's kind has of its own: one of several trees of equal shapes, by a number or, in a scan, an array."""
+    if len(options) == 1 or isinstance(kind, int):
+        return options[kind if isinstance(kind, int) else 0]
+    return jax.tree.map(lambda *x: jax.lax.select_n(kind, *x), *options)
+
+
+def logits_of(hidden, unembedding_DV, softcap=None):
+    """float32 logits of hidden states (…, D), the product in the hidden states' type, capped where a cap is given."""
+    logits = jnp.einsum("...d,dv->...v", hidden, unembedding_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)

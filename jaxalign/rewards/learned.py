@@ -46,7 +46,8 @@ def score_and_likelihood(model, batch, pooling):
     if pooling == "likelihood":
         unembed_DV = model.backbone.unembedding_DV
         chunk = max(1, LOGITS_AT_ONCE // (len(tokens) * unembed_DV.shape[1]))
-        logp = token_statistics(hidden[:, :-1], unembed_DV, tokens[:, 1:], chunk=chunk).logp_BT
+        logp = token_statistics(hidden[:, :-1], unembed_DV, tokens[:, 1:], chunk=chunk,
+                                softcap=model.backbone.softcap).logp_BT
         # Nothing predicts a row's first token; a document's first is never judged.
         score += model.gate(hidden.astype(jnp.float32))[..., 0] * jnp.pad(logp, ((0, 0), (1, 0)))
         logp_BT = placed(jnp.pad(logp, ((0, 0), (0, 1))))[:, :-1]

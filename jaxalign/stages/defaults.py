@@ -1,9 +1,13 @@
 """The settings that stages share. Every key a config may set exists here, or in its stage, with its type."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-MODEL = dict(width=128, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, rope_theta=10_000.0,
-             norm_eps=1e-6, qk_norm=False, embed_scale=1.0, tied_embeddings=True, dtype="float32", remat="none", unroll=1)
+from jaxalign.models.config import ModelConfig
+
+# What a model is, apart from the size of its vocabulary, which is the tokenizer's.
+MODEL = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "vocab_size"}
 
 OPTIMIZER = dict(name="adamw", peak_lr=1e-3, schedule="cosine", warmup_steps=0, end_fraction=0.1, b1=0.9, b2=0.95,
                  eps=1e-8, weight_decay=0.0, clip_norm=1.0, muon_adam_fraction=0.3)
@@ -26,7 +30,7 @@ def base_config(stage, **changes) -> ConfigDict:
         log_every=10,
         eval_every=0,  # 0: only before and after
         eval_batches=8,
-        checkpoint_every=0,  # 0: only at the end
+        checkpoint_every=500,  # steps that a run which is stopped loses at most; 0: saved only at the end
         keep=1,
         model=MODEL,
         optimizer=OPTIMIZER,

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
@@ -50,6 +51,7 @@ class PPO(PolicyStage):
             "ppo", **RL_DEFAULTS, reward_model="",
             critic="separate",  # one of stages/critic.CRITICS
             critic_from="reward",  # what a separate one starts as: the "reward" model, or "policy", under a fresh head
+            critic_warmup=0,  # steps of the critic alone: it starts from a model of another quantity and is far off
             kl_coefficient=0.05,
             kl_control="fixed",  # "adaptive": kl_coefficient is the first rollout's, then kl_target is steered to
             kl_target=6.0,  # nats a response
@@ -59,7 +61,8 @@ class PPO(PolicyStage):
             unfinished_penalty=4.0,  # a response without an end scores so much less than the rollout's finished ones do
             whitening="advantages",  # one of experience/shaping.WHITENINGS
             discount=1.0, gae_lambda=0.95,
-            objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0))
+            objective=dict(name="ppo", clip=0.2, value_clip=0.2, value_coefficient=0.5, entropy_coefficient=0.0,
+                           sampler_correction="none", sampler_cap=2.0))
 
     def init(self, key):
         policy, critic = jax.random.split(key)
@@ -71,6 +74,13 @@ class PPO(PolicyStage):
         self.frozen |= {"reward": reward}
         critic = self.critic.start(trainable["critic"], policy, reward, self.config.critic_from)
         return {"policy": policy, "critic": critic}
+
+    def next_batches(self, state):
+        batches, figures = super().next_batches(state)
+        if int(state.step) < self.config.critic_warmup:
+            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
+            batches = [batch | {"advantage_BT": np.zeros_like(batch["advantage_BT"])} for batch in batches]
+        return batches, figures
 
     def names(self):
         return {*BATCH_NAMES, *STATISTICS, "value_BT", "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT",

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
+from jaxalign.data.preview import preview_row
 from jaxalign.errors import ConfigError
 from jaxalign.experience.figures import drift_figures
 from jaxalign.experience.rows import Drawn, minibatches, response_rows
@@ -23,6 +25,7 @@ RL_DEFAULTS = dict(
     length=64,  # the prompt's budget in tokens; longer ones lose their oldest tokens
     max_new_tokens=48,
     temperature=1.0,
+    sampler_precision="model",  # or "bfloat16", "int8" weights to draw with; objective.sampler_correction corrects that
 )
 
 
@@ -31,6 +34,7 @@ class PolicyStage(Stage):
 
     kind = "prompts"
     all_cut = False  # whether no response of the rollout before came to its end
+    shown = False  # whether a response was shown with its mask
 
     def __init__(self, config, workdir, mesh):
         if jax.process_count() > 1:
@@ -45,7 +49,7 @@ class PolicyStage(Stage):
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               slots=rows, pad_id=self.tokenizer.pad_id, mesh=mesh)
+                               slots=rows, pad_id=self.tokenizer.pad_id, precision=c.sampler_precision, mesh=mesh)
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
         self.carried = {"updates_skipped": 0} if c.target_kl else {}
         self.left = 0  # optimizer steps that the rollout still holds
@@ -77,6 +81,8 @@ class PolicyStage(Stage):
         with jax.set_mesh(self.mesh):
             placed = put_batch(self.folded(batch), self.mesh)
             made, figures = self._targets(state.trainable, self.frozen, placed, self.carried)
+        if self.config.preview and not self.shown:
+            self._show(batch)
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
         self._watch_ends(rollouts.finished)
@@ -146,6 +152,13 @@ class PolicyStage(Stage):
 
     def evaluate(self, state):
         return {}
+
+    def _show(self, batch):
+        """One response after its prompt, with what counts of it: at the start there was the prompt alone."""
+        row = int(batch["mask_BT"].any(1).argmax())
+        preview_row(*(batch[name][row] for name in ("tokens_BT", "mask_BT")), self.tokenizer, Console(),
+                    targets=batch["targets_BT"][row])
+        self.shown = True
 
     def _watch_ends(self, finished_B):
         # Said when it sets in only: a run that stays there would bury its other lines.

@@ -16,7 +16,7 @@ from jaxalign.batches import bind, check, resolve
 from jaxalign.data.folding import ROWS, fold, unfold
 from jaxalign.data.pipeline import batches
 from jaxalign.data.preview import preview_row
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import load_tokenizer, open_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives import OBJECTIVES
@@ -169,8 +169,9 @@ class Stage:
         """`statistics` of hidden states."""
         targets, = rows_of(batch, "targets")
         chunk = self.config.logits_chunk or chunk_of(hidden.shape[0], self.model_config.vocab_size)
-        statistics = token_statistics(hidden, nnx.merge(self.graphdef, policy).unembedding_DV, targets,
-                                      temperature=temperature, chunk=chunk)
+        model = nnx.merge(self.graphdef, policy)
+        statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature, chunk=chunk,
+                                      softcap=model.softcap)
         return in_place(statistics, batch)
 
     def loss_fn(self, trainable, frozen, batch, key):
@@ -214,7 +215,8 @@ class Stage:
         lineage = list(self.parent[1]["lineage"]) if self.parent else []
         here = {"stage": self.name, "path": str(self.workdir), "steps": int(self.config.steps),
                 "parent": self.config.init_from}
-        return {
+        published = {"published": self.parent[1]["published"]} if self.parent and "published" in self.parent[1] else {}
+        return published | {
             "stage": self.name,
             "policy": self.policy,
             "config": configs.to_json(self.config),
@@ -225,8 +227,8 @@ class Stage:
 
     def _tokenizer(self):
         c = self.config
-        given = Tokenizer.load(c.tokenizer) if c.tokenizer else None
-        inherited = Tokenizer(unpack_tokenizer(self.parent[1])) if self.parent else None
+        given = load_tokenizer(c.tokenizer) if c.tokenizer else None
+        inherited = open_tokenizer(unpack_tokenizer(self.parent[1])) if self.parent else None
         if given and inherited and given.hash != inherited.hash and not c.allow_other_tokenizer:
             raise CheckpointError(
                 f"config.tokenizer={c.tokenizer} (sha256 {given.hash[:12]}) is not the tokenizer that "

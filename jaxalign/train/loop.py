@@ -21,7 +21,8 @@ from jaxalign.train.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished stage leaves besides its checkpoint."""
+    """What a finished stage leaves besides its checkpoint: `before` and `after` are its dev figures, of a stage that
+    draws its samples those of its first and its last rollout."""
 
     steps: int
     tokens: int
@@ -55,13 +56,13 @@ def fit(stage, workdir, config, mesh) -> Result:
     optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state = create_state(stage.init, optimizer, jax.random.key(config.seed), mesh)
     checkpointer = Checkpointer(workdir, keep=config.keep)
-    history = {"before": {}, "seconds": 0.0, "tokens": 0}
+    history = {"before": {}, "drawn": {}, "seconds": 0.0, "tokens": 0}
     # Frozen parts come from earlier stages whatever this one has done so far.
     fresh = stage.start(state.trainable)
     resumed = checkpointer.latest_step() is not None
     if resumed:
         state, meta = checkpointer.restore(state)
-        history = meta["history"]
+        history |= meta["history"]
         stage.set_data_state(meta["data"])
         if meta["step"] > config.steps:
             raise CheckpointError(f"{workdir} has already trained {meta['step']} steps, config.steps={config.steps}; "
@@ -104,6 +105,9 @@ def fit(stage, workdir, config, mesh) -> Result:
                 writer.write(*pending)
                 pending = None
             batches, figures = stage.next_batches(state)
+            if stage.draws:
+                history["drawn"] = {name: float(value) for name, value in figures.items()}
+                history["before"] = history["before"] or history["drawn"]
             batches, before = batches[:config.steps - step], step  # a rollout may hold more steps than are left
             for batch in batches:
                 with jax.set_mesh(mesh):
@@ -133,7 +137,7 @@ def fit(stage, workdir, config, mesh) -> Result:
         if saved != step:
             save()
         if not after:
-            after = stage.evaluate(state)
+            after = stage.evaluate(state) or history["drawn"]
     seconds = history["seconds"] + time.monotonic() - started
     result = Result(step, history["tokens"], seconds, history["before"], after)
     if first:

@@ -20,11 +20,13 @@ class Row(NamedTuple):
       against: theirs: the package and what of it runs.
       sides: of a seeded `numpy.random.Generator`; draws the inputs and returns `(ours, theirs)`, two dicts of arrays
         with the same names.
+      tolerance: how far apart they may lie.
     """
 
     check: str
     against: str
     sides: Callable
+    tolerance: float = TOLERANCE
 
     @property
     def name(self) -> str:
@@ -62,8 +64,8 @@ def measure(row: Row, seeds: int) -> dict:
         "against": row.against,
         "max_abs_error": float(absolute),
         "max_relative_error": float(relative),
-        "tolerance": TOLERANCE,
-        "holds": bool(absolute <= TOLERANCE and relative <= TOLERANCE),
+        "tolerance": row.tolerance,
+        "holds": bool(absolute <= row.tolerance and relative <= row.tolerance),
     }
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.cli.commands import COMMANDS
+from published_models import config_of, write_model
+from published_tokenizer import write_tokenizer
 from tiny_world import TINY_WORLD
 
 README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
@@ -45,6 +47,8 @@ TINY = {
                         "--config.max_new_tokens=8"],
     "sample": ["--max_new_tokens=4"],
     "evaluate": ["--limit=4", "--max_new_tokens=4", "--batch_size=4", "--length=64"],
+    "import": [],
+    "export": [],
 }
 # The README tells the world's recipes after those that read what they write.
 BEFORE = {"configs/world.py": 0, "configs/candidates.py": 4}
@@ -82,8 +86,11 @@ def run(arguments):
 
 
 def prepare(folder):
-    """A folder as the README's reader has it: the recipes, and the objective that it tells to write."""
+    """A folder as the README's reader has it: the recipes, the objective that it tells to write, a published model."""
     shutil.copytree(ROOT / "configs", folder / "configs")
+    model = folder / "downloads" / "SmolLM2-135M-Instruct"
+    write_model(model, config_of("llama"))
+    write_tokenizer(model)
     source = next(block for block in blocks("python") if block.startswith("# my_objectives.py"))
     (folder / "my_objectives.py").write_text(source, encoding="utf-8")
 
@@ -128,6 +135,7 @@ def test_the_six_commands_and_the_others_run(reader, capsys):
     for arguments in jaxalign_commands():
         assert run(tiny(arguments)) == 0, (arguments, capsys.readouterr().err)
     shown = capsys.readouterr().out
+    assert (reader / "exported" / "model.safetensors").is_file()
     assert "bits_per_byte" in shown and "accuracy" in shown and "refused" in shown
     for name in ("tokenizer", "pretrain", "sft", "rankings", "reward", "ppo", "grpo", "dpo", "focal"):
         assert (reader / "runs" / name / "done.json").is_file(), name

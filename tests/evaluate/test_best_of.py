@@ -94,12 +94,23 @@ def test_prompts_that_nothing_is_known_of_have_their_score(tmp_path):
     assert figures["score"]["best"]["n"] == 2
 
 
+def test_conversations_and_rankings_are_answered_with_the_best_where_asked_for():
+    sources = [f"{tiny_stages.data()[shape]['path']}:{shape}" for shape in ("messages", "rankings")]
+    options = dict(best_of=2, reward_model=tiny_stages.trained("reward"), max_new_tokens=2, batch_size=4, limit=3)
+    made = evaluate_checkpoint(tiny_stages.trained("sft"), sources, options | dict(answers=True))
+    for figures in made.values():  # of each source alone, and nothing of what is only read
+        assert figures["exact_match"]["n"] == figures["score"]["best"]["n"] == 3 and "bits_per_byte" not in figures
+    with pytest.raises(ConfigError, match="messages: best_of=2 chooses among answers, and here is nothing to answer"):
+        evaluate_checkpoint(tiny_stages.trained("sft"), sources[0], options)
+
+
 @pytest.mark.parametrize(("checkpoint", "shape", "options", "words"), [
     ("sft", "prompts", dict(best_of=4), "best_of=4 and reward_model=None go together"),
     ("sft", "prompts", dict(reward_model="x"), "best_of=None and reward_model=x go together"),
     ("sft", "prompts", dict(best_of=0, reward_model="x"), "best_of=0; expected 1 or more"),
     ("sft", "prompts", dict(temperature=0.5), "temperature=0.5 is of the answers that best_of draws"),
-    ("sft", "text", dict(best_of=2, reward_model="reward"), "has no figure on texts or rankings"),
+    ("sft", "text", dict(best_of=2, reward_model="reward"), "here is nothing to answer; evaluate it on prompts"),
+    ("sft", "rankings", dict(best_of=2, reward_model="reward"), "here is nothing to answer"),
     ("reward", "rankings", dict(best_of=2, reward_model="reward"), "is a reward model, which writes none"),
 ])
 def test_what_does_not_go_together_is_refused(checkpoint, shape, options, words):

@@ -12,7 +12,7 @@ from flax import nnx
 from tiny_models import CONFIG, abstract, logits, split
 
 from jaxalign.errors import ConfigError
-from jaxalign.models.transformer import REMAT_POLICIES
+from jaxalign.models.config import REMAT_POLICIES
 
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
 run = jax.jit(logits, static_argnums=0)

@@ -49,6 +49,21 @@ def rows(finished=(1, 1, 1, 1)):
 # -- the critic -------------------------------------------------------------------------------------------------------
 
 
+def test_while_the_critic_warms_up_the_policy_stays_as_it_was(tmp_path):
+    stage = stage_of(tmp_path, critic_warmup=2)  # a rollout holds two steps
+    trainable = started(stage)
+    for step, still in ((0, True), (1, True), (2, False)):
+        batches, _ = stage.next_batches(State(trainable, step, jax.random.key(1)))
+        assert not any(batch["advantage_BT"].any() for batch in batches) == still
+        # What the critic is to learn is there from the first.
+        assert all(batch["returns_BT"].any() for batch in batches)
+    train_stage(tiny_stages.config("ppo", steps=2, critic_warmup=2), tmp_path / "warm")
+    folder, meta = read_meta(tmp_path / "warm")
+    policy = load_params(folder, meta["policy"], stage.abstract)
+    jax.tree.map(np.testing.assert_array_equal, policy, load_params(
+        read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract))
+
+
 def test_a_separate_critic_may_start_as_the_policy_under_a_fresh_head(tmp_path):
     stage = stage_of(tmp_path, critic_from="policy")
     critic = started(stage)["critic"]

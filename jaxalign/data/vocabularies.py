@@ -1,0 +1,178 @@
+"""The two kinds of vocabulary that published tokenizers have: the package `tokenizers`, and SentencePiece."""
+
+import json
+import re
+
+from jaxalign.errors import ConfigError, DataError
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_SPACE = "\u2581"
+# How GPT-2 writes bytes as printable characters: those that are printable as themselves, the others from 256 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_OF = {chr(b): b for b in _PRINTABLE} | {
+    chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in _PRINTABLE)}
+
+
+def open_vocabulary(files):
+    """The vocabulary of a tokenizer's files (name → bytes)."""
+    if "tokenizer.json" in files:
+        return JsonVocabulary(files["tokenizer.json"])
+    return SentencePieceVocabulary(files["tokenizer.model"])
+
+
+class JsonVocabulary:
+    """A `tokenizer.json`.
+
+    Attributes: `size`; `specials` (text → id of the tokens it calls special); `complete` (no text is unknown to it).
+    """
+
+    def __init__(self, data):
+        try:
+            import tokenizers
+        except ImportError:
+            raise ConfigError("tokenizer.json needs the package tokenizers; install jaxalign[hf]") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+            spec = json.loads(data)
+        except Exception as error:  # the package raises plain Exceptions
+            raise ConfigError(f"tokenizer.json: cannot be read ({error})") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values()) + 1
+        self._ids = vocabulary
+        self._added = {token["id"]: token["content"] for token in spec.get("added_tokens") or []}
+        self.specials = {token["content"]: token["id"] for token in spec.get("added_tokens") or [] if token["special"]}
+        self._byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
+        self.complete = self._byte_level or bool(spec["model"].get("byte_fallback"))
+
+    def id_of(self, text):
+        return self._ids.get(text)
+
+    def start_ids(self, bos_id, config):
+        """What stands before a text: as its own post-processing adds it."""
+        self._tokenizer.encode_special_tokens = False
+        added = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return added[:1] if added and added[0] == bos_id else []
+
+    def encode(self, text, *, specials):
+        """(id, first character, end) of each token."""
+        self._tokenizer.encode_special_tokens = not specials
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets)]
+
+    def decode(self, ids):
+        return self._tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
+
+    def piece(self, i):
+        return self._tokenizer.id_to_token(i) or ""
+
+    def piece_bytes(self, i):
+        piece = self.piece(i)
+        if i in self._added:
+            return piece.encode()
+        if self._byte_level:
+            return bytes(BYTE_OF[c] for c in piece) if all(c in BYTE_OF for c in piece) else piece.encode()
+        return bytes([int(piece[3:5], 16)]) if _BYTE.fullmatch(piece) else piece.replace(_SPACE, " ").encode()
+
+
+class SentencePieceVocabulary:
+    """A `tokenizer.model`; its control symbols are the special tokens. Attributes as of `JsonVocabulary`."""
+
+    def __init__(self, data):
+        import sentencepiece
+
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ConfigError(f"tokenizer.model: bytes that SentencePiece cannot parse ({error})") from None
+        self.size = self._processor.vocab_size()
+        self.specials = {self.piece(i): i for i in range(self.size) if self._processor.is_control(i)}
+        self.complete = any(self._processor.is_byte(i) for i in range(self.size))
+        self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
+
+    def id_of(self, text):
+        i = self._processor.piece_to_id(text)
+        return i if self._processor.id_to_piece(i) == text else None
+
+    def start_ids(self, bos_id, config):
+        return [bos_id] if bos_id is not None and config.get("add_bos_token", True) else []
+
+    def encode(self, text, *, specials):
+        out, at = [], 0
+        for match in [*(self._pattern.finditer(text) if specials else ()), None]:
+            part = text[at:match.start() if match else len(text)]
+            if part:
+                place = _places(part)
+                pieces = self._processor.encode(part, out_type="proto").pieces
+                out += [(p.id, at + place[p.begin], at + place[p.end]) for p in pieces]
+            if match:
+                out.append((self.specials[match[0]], match.start(), match.end()))
+                at = match.end()
+        return out
+
+    def decode(self, ids):
+        return self._processor.decode(ids) if ids else ""
+
+    def piece(self, i):
+        return self._processor.id_to_piece(i)
+
+    def piece_bytes(self, i):
+        piece = self.piece(i)
+        return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(i) else piece.replace(_SPACE, " ").encode()
+
+
+def _places(text):
+    """For each byte of a text, and its end, which character it belongs to."""
+    return [n for n, c in enumerate(text) for _ in c.encode()] + [len(text)]
+
+
+def gpt2_json(files, folder):
+    """The files with a `tokenizer.json` made of GPT-2's two files, where those are there."""
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if vocabulary not in files or merges not in files:
+            continue
+        try:
+            ids = json.loads(files[vocabulary])
+            lines = [line for line in files[merges].decode().split("\n") if line and not line.startswith("#version")]
+        except ValueError as error:
+            raise DataError(folder / vocabulary, None, "a vocabulary as JSON", f"bytes that are none ({error})") from error
+        made = byte_level_json(ids, [line.split(" ") for line in lines], ["<|endoftext|>"])
+        config = files.get("tokenizer_config.json", b'{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+        return files | {"tokenizer.json": made, "tokenizer_config.json": config}
+    return files
+
+
+# How texts are cut before pieces are merged, by the name that GGUF files give it.
+GPT2_CUT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_PATTERNS = {
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                 r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+             r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+}  # fmt: skip
+CUTS = {"gpt-2": [GPT2_CUT], "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_CUT]} | {
+    name: [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+           GPT2_CUT | {"use_regex": False}] for name, pattern in _PATTERNS.items()}
+
+
+def byte_level_json(ids, merges, specials, cut="gpt-2"):
+    """The bytes of a `tokenizer.json`: byte pairs merged as in GPT-2.
+
+    Args:
+      ids: piece → id.
+      merges: list of pairs of pieces, the first merged first.
+      specials: pieces that are special tokens.
+      cut: of CUTS.
+    """
+    added = [{"id": ids[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for text in specials if text in ids]
+    spec = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[cut]}, "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids,
+                  "merges": merges},
+    }  # fmt: skip
+    return json.dumps(spec, ensure_ascii=False).encode()

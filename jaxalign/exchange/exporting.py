@@ -1,0 +1,128 @@
+"""A checkpoint → the folder of a published model, as transformers and what serves models read it."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from jaxalign.data.published import unpack_files
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.exchange.folder import mapping_of
+from jaxalign.exchange.importing import MODULES
+from jaxalign.exchange.parameters import bare
+from jaxalign.exchange.safetensors import write
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.families import describe, find_family
+from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, unpack_tokenizer
+
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
+          "float64": np.dtype(np.float64)}  # fmt: skip
+
+
+def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
+    """Writes a published model's folder from a checkpoint; returns what it is.
+
+    A model that was imported goes back into its own family, names and types, with its own config and tokenizer files:
+    untrained, bit for bit. One that was trained from random weights becomes a Llama or a Qwen 3.
+
+    Args:
+      checkpoint: a stage's workdir or a checkpoint's folder.
+      to: a folder that does not exist or is empty.
+      dtype: "float32", "float16" or "bfloat16"; "" is as imported, else float32.
+      largest_shard: bytes a file.
+    Raises:
+      ConfigError, CheckpointError.
+    """
+    to = pathlib.Path(to).absolute()
+    if dtype not in ("", "float32", "float16", "bfloat16"):
+        raise ConfigError(f"--dtype={dtype}: expected float32, float16 or bfloat16")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"--to={to}: there is something already; name a new folder")
+    folder, meta = read_meta(checkpoint)
+    head = "reward" if meta["policy"] == "reward/backbone" else "policy"
+    if head == "reward" and meta.get("pooling", "last") != "last":
+        raise ConfigError(f"{folder}: its scores are pooled by {meta['pooling']!r}, which no sequence classifier of "
+                          "transformers does; only pooling='last' can be exported")
+    model = ModelConfig(**meta["model"])
+    origin = meta.get("published", {})
+    published = _config(origin, model, head, dtype)
+    part = "reward" if head == "reward" else meta["policy"]
+    abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
+    shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
+    mapping = mapping_of(published, model, head, shapes)
+    params = load_params(folder, part, abstract)
+    leaves = dict(zip(shapes, map(np.asarray, jax.tree.leaves(params))))
+    if head == "reward" and np.any(leaves["gate/kernel"]):
+        raise ConfigError(f"{folder}: its score counts log-probabilities too, which no classifier of transformers does")
+    types = {name: DTYPES[dtype or origin.get("dtypes", {}).get(name) or origin.get("dtype", "float32")]
+             for name in mapping.published}
+    name_of = {name: bare(name) if origin.get("bare") and name.partition(".")[0] not in ("lm_head", "score")
+               else name for name in mapping.published}
+    tensors = {name_of[name]: (types[name], mapping.shape(name)) for name in mapping.published}
+    inverse = {found: name for name, found in name_of.items()}
+    for name in origin.get("copied", ()):  # of a tied embedding
+        inverse[name] = next(n for n, (t, _) in mapping.published.items() if t.parts[0].endswith("embed"))
+        tensors[name] = types[inverse[name]], mapping.shape(inverse[name])
+
+    def make(name):
+        return mapping.put_together(inverse[name], leaves).astype(types[inverse[name]])
+
+    aside = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        write(aside, tensors, make, largest_shard=largest_shard)
+        _dump(aside / "config.json", published)
+        if origin.get("generation"):
+            _dump(aside / "generation_config.json", origin["generation"])
+        for name, data in tokenizer_files(meta).items():
+            (aside / name).write_bytes(data)
+        if to.exists():
+            to.rmdir()
+        os.replace(aside, to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
+            "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
+
+
+def _config(origin, model, head, dtype):
+    published = dict(origin.get("config") or describe(model))
+    family = find_family(published)
+    kind = "ForSequenceClassification" if head == "reward" else None
+    if kind and not published.get("architectures", [""])[0].endswith(kind):
+        base = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        published |= {"architectures": [base + kind], "num_labels": 1, "id2label": {"0": "LABEL_0"},
+                      "label2id": {"LABEL_0": 0}}
+    if not kind:
+        published["architectures"] = [family.architecture]
+    if dtype or not origin:
+        published.pop("torch_dtype", None)
+        published["dtype"] = dtype or "float32"
+    return published
+
+
+def tokenizer_files(meta):
+    """The files of a checkpoint's tokenizer: as published, or for one trained here its SentencePiece model with a
+    template that writes what `data.chat.TEMPLATE` does."""
+    data = unpack_tokenizer(meta)
+    if data.startswith(b"PK"):
+        return unpack_files(data)
+    tokenizer = Tokenizer(data)
+    headers = {role: header for role, (header, _) in tokenizer.template.roles.items()}
+    template = ("{{ bos_token }}{% for m in messages %}{{ {" + ", ".join(f"'{r}': '{h}'" for r, h in headers.items())
+                + "}[m['role']] + m['content'] + '" + tokenizer.template.end + "' }}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '" + tokenizer.template.generation + "' }}{% endif %}")
+    config = {"bos_token": "<s>", "eos_token": tokenizer.template.end, "pad_token": "<pad>", "unk_token": "<unk>",
+              "add_bos_token": True, "chat_template": template}
+    return {"tokenizer.model": data, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+
+
+def _dump(path, value):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""A published model → a checkpoint that any stage starts from."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxalign import config as configs
+from jaxalign.data.published import read_folder
+from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.exchange.folder import common_dtype, head_of, mapping_of, read_json, stop_ids
+from jaxalign.exchange.parameters import Source, read_parameters
+from jaxalign.exchange.safetensors import Safetensors
+from jaxalign.models.families import model_config
+from jaxalign.models.heads import ScalarModel
+from jaxalign.models.transformer import Transformer
+from jaxalign.sharding import make_mesh
+from jaxalign.train.checkpoint import Checkpointer, flat_shapes, pack_tokenizer
+from jaxalign.train.state import TrainState
+
+MODULES = {"policy": Transformer, "reward": ScalarModel}
+
+
+class Published:
+    """A published model before its weights are read.
+
+    Attributes: `path`; `config`, `generation` (config.json and generation_config.json as dicts); `tokenizer`; `files`
+    (its tensors, as `parameters.Source` takes them).
+    """
+
+    def __init__(self, path, config, generation, tokenizer, files):
+        self.path, self.config, self.generation = path, config, generation
+        self.tokenizer, self.files = tokenizer, files
+
+
+def open_published(path):
+    """A folder with safetensors, or a GGUF file, as `Published`; reads no weight."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise CheckpointError(f"--from={path}: no such file or folder")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"--from={path}: expected a published model's folder, or a .gguf file")
+        from jaxalign.exchange.gguf import read_gguf  # which needs a package of its own
+
+        return Published(path, *read_gguf(path))
+    config = read_json(path / "config.json", required=True)
+    head_of(config, path / "config.json")
+    generation = read_json(path / "generation_config.json")
+    return Published(path, config, generation, read_folder(path), Safetensors(path))
+
+
+def import_model(source, to, *, mesh=None):
+    """Writes the checkpoint of a published model; returns what it is.
+
+    All that can be said against the source is said before a weight is read, and what is broken off leaves nothing.
+
+    Args:
+      source: a folder as transformers writes it, or a GGUF file.
+      to: the checkpoint's workdir; it must not exist or be empty.
+      mesh: where the weights go on their way; None takes all devices, each a part of every matrix.
+    Returns:
+      {"family", "parameters", "dtype", "vocab_size", "template", "ignored"}.
+    Raises:
+      ConfigError, CheckpointError, DataError.
+    """
+    to = pathlib.Path(to).absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"--to={to}: there is something already; name a new folder")
+    published = open_published(source)
+    where, head = published.path, head_of(published.config, published.path)
+    more = {"tied_embeddings": True} if head == "reward" else {}
+    model = model_config(published.config, where / "config.json" if where.is_dir() else where, **more)
+    tokenizer = published.tokenizer
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
+                          f"{model.vocab_size}; one of the two is another model's")
+    abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
+    shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
+    mapping = mapping_of(published.config, model, head, shapes)
+    read = Source(published.files, mapping, where, copies=("lm_head.weight", "embed_out.weight"))
+    dtype, others = common_dtype(read.dtypes)
+    meta = {
+        "stage": "import", "policy": "policy" if head == "policy" else "reward/backbone",
+        "config": configs.to_json(ConfigDict(dict(stage="import", source=str(source)))),
+        "model": dataclasses.asdict(model), "tokenizer": pack_tokenizer(tokenizer.model_bytes),
+        "lineage": [{"stage": "import", "path": str(to), "steps": 0, "parent": str(source)}],
+        "published": {"config": published.config, "generation": published.generation, "head": head, "dtype": dtype,
+                      "dtypes": others, "bare": read.bare, "copied": read.copied,
+                      "stop_ids": stop_ids(published.generation, published.config)},
+    } | ({"pooling": "last"} if head == "reward" else {})
+    mesh = mesh or make_mesh(fsdp=-1, devices=jax.local_devices())
+    params = read_parameters(read, abstract, mesh, made=("gate/kernel",) if head == "reward" else ())
+    _write(to, head, params, meta)
+    return {"family": published.config["model_type"], "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "dtype": dtype, "vocab_size": model.vocab_size, "template": tokenizer.has_template}
+
+
+def _write(to, head, params, meta):
+    """Aside first, so that nothing half-written ever stands at `to`."""
+    aside = to.with_name(f".{to.name}.importing")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        checkpointer = Checkpointer(aside)
+        checkpointer.save(TrainState(jax.numpy.zeros((), jax.numpy.int32), {head: params}, (), jax.random.key(0)), meta)
+        checkpointer.close()
+        if to.exists():
+            to.rmdir()
+        os.replace(aside, to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,41 @@
+"""A mixture of experts that drops no token."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxalign.models.layers import ACTIVATIONS, Linear, drawn, param
+
+
+class Experts(nnx.Module):
+    """y = Σₑ wₑ · MLPₑ(x) over the k experts that the router finds likeliest for a token (Shazeer et al. 2017,
+    arXiv:1701.06538, eq. 1 and 3, without noise), w = softmax(router · x), in float32.
+
+    Tokens are sorted by expert and each expert multiplies as many as it got: no capacity, nothing dropped (Gale et al.
+    2022, arXiv:2211.15841).
+    """
+
+    def __init__(self, config, *, rngs: nnx.Rngs):
+        D, F, E = config.width, config.mlp_dim, config.num_experts
+        self.dtype, self.activation = config.jnp_dtype, config.activation
+        self.chosen, self.normalize = config.experts_per_token, config.normalize_experts
+        self.router = Linear((D,), (E,), ("embed", None), dtype=jnp.float32, rngs=rngs)
+        self.gate = param(drawn((E, D, F), D, 1.0, rngs), "experts", "embed", "mlp")
+        self.up = param(drawn((E, D, F), D, 1.0, rngs), "experts", "embed", "mlp")
+        self.down = param(drawn((E, F, D), F, config.residual_scale, rngs), "experts", "mlp", "embed")
+
+    def __call__(self, x_BTD):
+        B, T, D = x_BTD.shape
+        x_MD, k, E = x_BTD.reshape(B * T, D), self.chosen, self.gate.shape[0]
+        p_ME = jax.nn.softmax(self.router(x_MD.astype(jnp.float32)), axis=-1)
+        weight_Mk, expert_Mk = jax.lax.top_k(p_ME, k)
+        if self.normalize:
+            weight_Mk = weight_Mk / weight_Mk.sum(-1, keepdims=True)
+        order = jnp.argsort(expert_Mk.reshape(-1), stable=True)  # a token stands k times, beside others of its expert
+        sizes_E = jnp.bincount(expert_Mk.reshape(-1), length=E).astype(jnp.int32)
+        gate, up, down = (p[...].astype(self.dtype) for p in (self.gate, self.up, self.down))
+        x = x_MD[order // k]
+        x = ACTIVATIONS[self.activation](jax.lax.ragged_dot(x, gate, sizes_E)) * jax.lax.ragged_dot(x, up, sizes_E)
+        y = jax.lax.ragged_dot(x, down, sizes_E)[jnp.argsort(order)].reshape(B * T, k, D)
+        y_MD = jnp.einsum("mkd,mk->md", y, weight_Mk.astype(self.dtype))
+        return y_MD.reshape(B, T, D)

@@ -1,0 +1,198 @@
+"""Import and export as a user calls them: a folder in, a checkpoint that stages start from, the same folder out."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from published_models import config_of, weight, write_model
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+import tiny_stages  # noqa: E402
+from published_tokenizer import write_tokenizer  # noqa: E402
+
+from jaxalign.cli import main  # noqa: E402
+from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
+from jaxalign.stages import train_stage  # noqa: E402
+from jaxalign.train.checkpoint import read_meta  # noqa: E402
+
+GENERATION = {"eos_token_id": [1, 5], "temperature": 0.6}
+
+
+def published(folder, case="llama", dtype=ml_dtypes.bfloat16, tokenizer=(), **changes):
+    config = config_of(case) | changes
+    write_model(folder, config, dtype)
+    write_tokenizer(folder, **dict(tokenizer))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """(published folder, checkpoint of it)."""
+    folder = tmp_path_factory.mktemp("published")
+    assert main(["import", f"--from={published(folder / 'model')}", f"--to={folder / 'run'}"]) == 0
+    return folder / "model", folder / "run"
+
+
+def same_tensors(one, other):
+    one, other = Safetensors(one), Safetensors(other)
+    assert one.names == other.names
+    for name in one.names:
+        assert one.dtype(name) == other.dtype(name) and one.read(name).tobytes() == other.read(name).tobytes()
+
+
+def test_what_was_imported_is_exported_bit_for_bit(imported, tmp_path, capsys):
+    model, run = imported
+    assert main(["export", f"--checkpoint={run}", f"--to={tmp_path / 'out'}"]) == 0
+    assert "llama" in capsys.readouterr().out
+    same_tensors(model, tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((model / name).read_text())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_a_checkpoint_from_elsewhere_is_sampled_trained_and_exported(imported, tmp_path, capsys):
+    model, run = imported
+    assert main(["sample", f"--checkpoint={run}", "--prompt=ab", "--temperature=0", "--max_new_tokens=4"]) == 0
+    said = capsys.readouterr().out.strip()
+    assert set(said) <= set("abcdefghijklmnopqrstu ")
+    rows = [{"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "cba"}]}] * 8
+    source = dict(path=str(tiny_stages.jsonl(tmp_path / "rows.jsonl", rows)), shape="messages")
+    config = tiny_stages.config("sft", init_from=str(run), data=dict(train=[source], dev=[source]))
+    done = train_stage(config, tmp_path / "sft")
+    assert done["after"]["loss"] < done["before"]["loss"] if "loss" in done["after"] else True
+    assert main(["export", f"--checkpoint={tmp_path / 'sft'}", f"--to={tmp_path / 'out'}", "--dtype=float32"]) == 0
+    files = Safetensors(tmp_path / "out")
+    moved = files.read("model.norm.weight") - weight("model.norm.weight", (16,)).astype(ml_dtypes.bfloat16)
+    assert files.dtype("model.norm.weight") == np.float32 and 0 < np.abs(moved).max() < 0.1
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == "float32" and written["model_type"] == "llama"
+
+
+def test_a_model_trained_here_is_exported_as_a_llama_and_comes_back(tmp_path):
+    workdir = tiny_stages.trained("pretrain")
+    assert main(["export", f"--checkpoint={workdir}", f"--to={tmp_path / 'out'}"]) == 0
+    assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'run'}"]) == 0
+    _, before = read_meta(workdir)
+    _, after = read_meta(tmp_path / "run")
+    assert before["model"] == after["model"]
+    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'again'}"]) == 0
+    same_tensors(tmp_path / "out", tmp_path / "again")
+
+
+def test_a_classifier_is_a_reward_model(tmp_path):
+    model = published(tmp_path / "model", "llama, classifier")
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
+    _, meta = read_meta(tmp_path / "run")
+    assert meta["policy"] == "reward/backbone" and meta["pooling"] == "last"
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
+    data = tiny_stages.jsonl(tmp_path / "pairs.jsonl", rows)
+    assert main(["evaluate", f"--checkpoint={tmp_path / 'run'}", f"{data}:pairs"]) == 0
+    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    same_tensors(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case, name", [("llama, llama3 rope, tied", "lm_head.weight"), ("gpt2", "lm_head.weight")])
+def test_copies_masks_and_short_names_of_old_files(case, name, tmp_path):
+    """GPT-2 was published without its names' first part and with masks; a tied head may be written twice."""
+    from jaxalign.exchange.safetensors import write
+
+    model = published(tmp_path / "model", case)
+    files = Safetensors(model)
+    old = {n.removeprefix("transformer."): files.read(n) for n in files.names}
+    embedding = next(n for n in old if "embed" in n or n == "wte.weight")
+    old[name] = old[embedding]
+    kept = dict(old)
+    old["h.0.attn.bias"] = np.ones((1, 1, 4, 4), np.uint8)
+    write(model, {n: (x.dtype, x.shape) for n, x in old.items()}, old.get)
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
+    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    back = Safetensors(tmp_path / "out")
+    assert back.names == set(kept)
+    assert all(back.read(n).tobytes() == x.tobytes() for n, x in kept.items())
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garbage(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 5000)
+
+
+def shard_lost(folder):
+    write_model(folder, config_of("llama"), largest_shard=4000)
+    (folder / "model.safetensors").unlink()
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def integers(folder):
+    write_model(folder, config_of("llama"), np.int32)
+
+
+def another(**changes):
+    def break_it(folder):
+        (folder / "config.json").write_text(json.dumps(config_of("llama") | changes))
+    return break_it
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def many_tokens(folder):
+    write_tokenizer(folder, more=["aa"])
+
+
+def bad_template(source):
+    def break_it(folder):
+        write_tokenizer(folder, template=source)
+    return break_it
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (cut, "model.safetensors: it has .* bytes, its header says .*; it was cut short"),
+    (garbage, "model.safetensors: its header should have"),
+    (shard_lost, "the index model.safetensors.index.json names this shard, there is no such file"),
+    (integers, "is of type int32; expected one of float64, float32, float16, bfloat16"),
+    (another(intermediate_size=24), r"mlp.* has shape \[.*\], config.json makes it \[.*\]"),
+    (another(num_hidden_layers=4), "missing: model.layers.3"),
+    (another(num_hidden_layers=2), "unknown: model.layers.2"),
+    (another(model_type="llamo"), "model_type='llamo' is no family that jaxalign knows; it knows llama, "),
+    (another(hidden_act="relu6"), "hidden_act='relu6' is not something jaxalign can run"),
+    (another(rope_scaling={"rope_type": "longrope"}), "rope_type='longrope' is not something jaxalign can run"),
+    (another(quantization_config={"quant_method": "gptq"}), "weights are quantised"),
+    (another(architectures=["LlamaModel"]), "expected a name that ends in ForCausalLM"),
+    (another(num_hidden_layers=None), "a value cannot be used"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
+    (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+    (no_tokenizer, "expected a tokenizer"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read"),
+    (many_tokens, "the tokenizer has 25 tokens, the model embeds 24"),
+    (bad_template("{% for m in messages %}"), "chat template, line 1: Unexpected end of template"),
+    (bad_template("{{ messages[0].content }}"), "chat template: it cannot write one question with its answer"),
+])
+def test_what_cannot_be_imported_is_said_and_nothing_is_left(break_it, message, tmp_path, capsys):
+    import re
+
+    model = published(tmp_path / "model")
+    break_it(model)
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and re.search(message, said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_nothing_is_written_over(imported, tmp_path, capsys):
+    model, run = imported
+    assert main(["import", f"--from={model}", f"--to={run}"]) == 2
+    assert "there is something already" in capsys.readouterr().err
+    assert main(["export", f"--checkpoint={run}", f"--to={model}"]) == 2
+    assert "there is something already" in capsys.readouterr().err
+    assert main(["import", f"--from={tmp_path / 'nowhere'}", f"--to={tmp_path / 'run'}"]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
