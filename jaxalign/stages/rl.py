@@ -56,8 +56,8 @@ class PolicyStage(Stage):
         self._targets = jax.jit(self.targets)
 
     def _row_length(self, prompts, rollouts):
-        """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are packed
-        for the model, what is left to do for each position costs nothing, and one length serves all."""
+        """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are
+        packed for the model, what is left to do for each position costs nothing, and one length serves all."""
         if self.config.fold:
             return -(-(self.config.length + self.config.max_new_tokens) // ROW_BUCKET) * ROW_BUCKET
         longest = max(len(prompt) + int(mask.sum()) for prompt, mask in zip(prompts, rollouts.mask))
@@ -98,7 +98,13 @@ class PolicyStage(Stage):
         return {name: float(self.carried[name]) for name in ("updates_skipped",) if name in self.carried}
 
     def enough(self, metrics):
-        """The target-KL stop. The step that is found to be beyond the target has been made: it is the last."""
+        """The target-KL stop: whether the rollout's other steps are left out, once a step's `approx_kl` is above it.
+
+        `approx_kl` is of the policy before that step's update, and by the time it is read the update has been made: it
+        is kept, as the rollout's last. CleanRL keeps it too, but looks once an epoch, not at every step. Spinning Up,
+        Stable-Baselines3 and TRL's former PPO trainer look before the update and leave it out, at 1.5 × the target: to
+        stop where they do, give 1.5 times theirs, and expect one update more.
+        """
         self.left -= 1
         if not self.config.target_kl:
             return False
