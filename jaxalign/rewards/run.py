@@ -29,7 +29,7 @@ SETTINGS = {
 }
 TIMEOUT = 10.0  # of a reward that has no `timeout` of its own as an attribute
 SHOWN = 200  # characters of an error's text
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max) / 1024  # of a weighted value, so that no sum of them is infinite
 
 
 @dataclasses.dataclass
@@ -125,7 +125,8 @@ def _part(number, entry, table, given):
             raise ConfigError(f"{where}.{key}: expected {type(default).__name__}, got {settings[key]!r}")
     if not settings["name"]:
         raise ConfigError(f"{where} has no name; give one of {', '.join(sorted(table))}, or \"module:function\"")
-    if not settings["timeout"] >= 0 or not math.isfinite(settings["failed"] * settings["weight"]):
+    if not settings["timeout"] >= 0 or not all(
+            abs(value) <= LARGEST for value in (settings["weight"], settings["failed"] * settings["weight"])):
         raise ConfigError(f"{where}: timeout={settings['timeout']} must not be below 0, failed={settings['failed']} "
                           f"and weight={settings['weight']} finite")
     name, options = settings.pop("name"), entry
@@ -171,15 +172,15 @@ def _judge(part, rows, responses, used, deadline):
         columns = [of_row(n) for n in used]
         given = {plural: [row[name] for row in columns] for name, plural in ROW.items() if plural in part.arguments}
         results = _call(part, deadline, part.timeout * len(used), given)
-        if not isinstance(results, _Failure):
-            results = _spread(results, len(used))
+        if not isinstance(results, _Failure) and len(results) != len(used):
+            results = _Failure("shape", f"returned {len(results)} values for {len(used)} rows")
         if isinstance(results, _Failure):
             results = [results] * len(used)
     else:
         results = []
     values, failures = np.full(len(used), part.failed, np.float32), {}
     for k, result in enumerate(results):
-        number = result if isinstance(result, _Failure) else _number(result)
+        number = result if isinstance(result, _Failure) else _number(result, part.weight)
         if isinstance(number, _Failure):
             failures[k] = number
         else:
@@ -193,7 +194,7 @@ class _Failure(collections.namedtuple("_Failure", "kind text")):
 
 def _call(part, deadline, seconds, arguments):
     try:
-        return deadline.call(seconds, part.function, **arguments)
+        return deadline.call(seconds, _all_of(part.function) if part.batched else part.function, **arguments)
     except TimedOut:
         return _Failure("timeout", f"no result within {seconds:g} s")
     except ConfigError:  # is wrong for all rows, and the user's to mend
@@ -202,20 +203,36 @@ def _call(part, deadline, seconds, arguments):
         return _Failure(type(error).__name__, f"{type(error).__name__}: {error}")
 
 
-def _spread(results, count):
-    try:
-        results = list(results)
-    except TypeError:
-        return _Failure("shape", f"returned {type(results).__name__}, expected {count} numbers")
-    return results if len(results) == count else _Failure("shape", f"returned {len(results)} values for {count} rows")
+def _all_of(function):
+    """The function with its result as a list: what a generator does is within the deadline, its failures counted."""
+    def call(**arguments):
+        results = function(**arguments)
+        try:
+            results = iter(results)
+        except TypeError:
+            raise ValueError(f"returned {type(results).__name__}, expected a number for each row") from None
+        return list(results)
+
+    return call
 
 
-def _number(result):
+def _number(result, weight):
     try:
         number = float(result)
-    except (TypeError, ValueError):
-        return _Failure("no number", f"returned {str(result)[:40]!r}, expected a number")
-    return number if abs(number) <= LARGEST else _Failure("not finite", f"returned {number}, expected a finite float32")
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    except Exception:  # of whatever kind: some libraries' arrays have errors of their own
+        return _Failure("no number", f"returned {_text(result)!r}, expected a number")
+    if abs(number) <= LARGEST and abs(number * weight) <= LARGEST:
+        return number
+    return _Failure("not finite", f"returned {number}, expected one that is finite, and so times weight={weight:g}")
+
+
+def _text(result):
+    try:
+        return str(result)[:40]
+    except Exception:
+        return type(result).__name__
 
 
 def _tell(part, failures, count, warn):

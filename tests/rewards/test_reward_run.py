@@ -152,15 +152,26 @@ class Slippery:
         raise TypeError("no")
 
 
+class Opaque:
+    """As arrays of some libraries, which have errors of their own."""
+
+    def __float__(self):
+        raise RuntimeError("more than one element")
+
+    __str__ = __float__
+
+
 FAULTS = {
     "raises": (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
     "exits": (lambda: raises(SystemExit(0)), "SystemExit: 0"),
     "nan": (lambda: float("nan"), "returned nan"),
     "infinite": (lambda: np.float32(-np.inf), "returned -inf"),
     "overflows": (lambda: 1e39, "returned 1e+39"),
+    "beyond floats": (lambda: 10 ** 400, "returned inf"),
     "none": (lambda: None, "returned 'None', expected a number"),
     "text": (lambda: "right", "returned 'right'"),
     "object": (Slippery, "expected a number"),
+    "array": (Opaque, "returned 'Opaque', expected a number"),
     "loops": (lambda: [None for _ in iter(int, 1)], "no result within 0.2 s"),
     "sleeps": (lambda: time.sleep(60), "no result within 0.2 s"),
     "backtracks": (lambda: re.fullmatch("(a+)+b", "a" * 60), "no result within 0.2 s"),
@@ -209,6 +220,8 @@ def test_another_kind_of_fault_is_said_too_and_all_rows_failing_whenever_it_sets
     (np.array([1.0, 2.0, 3.0, 4.0]), [1, 2, 3, 4], 0),
     ([1.0], [-1, -1, -1, -1], 4),
     (3.0, [-1, -1, -1, -1], 4),
+    ((1.0 / n for n in (1, 2, 4, 0)), [-1, -1, -1, -1], 4),  # fails while its results are taken
+    ((1.0 / n for n in (1, 2, 4, 8)), [1, 0.5, 0.25, 0.125], 0),
     (ValueError("x"), [-1, -1, -1, -1], 4),
 ])
 def test_a_reward_of_all_rows_fails_by_row_or_whole(returned, values, failed):
@@ -227,6 +240,32 @@ def test_the_time_of_a_reward_of_all_rows_is_that_of_its_rows():
 
     assert run([dict(name="every", timeout=0.2)], table={"every": every})[1]["reward/every/failed"] == 0
     assert run([dict(name="every", timeout=0.05)], table={"every": every})[1]["reward/every/failed"] == 4
+
+
+def test_a_hang_between_the_results_of_all_rows_is_ended_too():
+    def every(responses):
+        yield 1.0
+        time.sleep(60)
+
+    said, began = [], time.monotonic()
+    total, figures = run([dict(name="every", timeout=0.05, failed=-1.0)], table={"every": every}, said=said)
+    assert time.monotonic() - began < 5 and figures["reward/every/failed"] == 4 and total.tolist() == [-1.0] * 4
+    assert "no result within 0.2 s" in said[0]
+
+
+def test_no_sum_of_finite_rewards_is_infinite():
+    def vast(response):
+        return {"2": 3e35, "3": -3e35}.get(response, 1.0)
+
+    entries = [dict(name="vast", label=str(n), weight=1.0) for n in range(100)]
+    total, figures = run(entries, table={"vast": vast})
+    assert np.isfinite(total).all() and total[0] > 1e37 and figures["reward/7/failed"] == 0
+    said = []
+    total, figures = run([dict(name="vast", weight=2.0)], table={"vast": vast}, said=said)
+    assert total.tolist() == [0.0, 0.0, 0.0, 2.0] and figures["reward/vast/failed"] == 3
+    assert "finite, and so times weight=2" in said[0]
+    with pytest.raises(ConfigError, match="weight=1e[+]300 finite"):
+        run([dict(name="vast", weight=1e300)], table={"vast": vast})
 
 
 def test_a_wrong_config_is_not_a_fault_of_a_row():
