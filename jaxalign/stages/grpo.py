@@ -24,7 +24,6 @@ class GRPO(PolicyStage):
     """
 
     name = "grpo"
-    spread = 1.0  # share of groups whose rewards differ, in the rollout before
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
@@ -55,15 +54,22 @@ class GRPO(PolicyStage):
                 "budget_B"}
 
     def rewards(self, rows, responses):
-        total, figures = self.reward(rows, responses, self._asked(rows), self.warn)
-        groups = total.reshape(-1, self.config.samples_per_prompt)
-        figures["spread"] = float((groups.std(1) > 0).mean())
-        # Said on the way down only: a run that stays there would bury its other lines.
-        if figures["spread"] == 0 and self.spread > 0:
-            self.warn("within every group all rewards are equal, so there is nothing to learn from; look at the responses, "
-                      "the reward and the prompts' difficulty")
-        self.spread = figures["spread"]
-        return total, figures
+        return self.reward(rows, responses, self._asked(rows), self.warn)
+
+    def draw(self, state, key):
+        drawn, figures = super().draw(state, key)
+        scored, differ = self._groups(drawn)
+        spread = float(differ[scored].mean()) if scored.any() else 0.0
+        self.watch_spread(spread == 0, "within every group all rewards are equal, so there is nothing to learn from; "
+                                       "look at the responses, the reward and the prompts' difficulty")
+        return drawn, figures | {"spread": spread}
+
+    def _groups(self, drawn):
+        """(which groups earn a reward at all, in which the rewards differ), what was cut having `unfinished_reward`."""
+        G = self.config.samples_per_prompt
+        reward = np.where(drawn.rollouts.finished, drawn.reward_B, self.config.unfinished_reward).reshape(-1, G)
+        # The range, not the deviation: that of equal numbers can be above 0.
+        return self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
 
     def _asked(self, rows):
         """Which rows are of the kinds that are rewarded."""
@@ -103,10 +109,8 @@ class GRPO(PolicyStage):
 
     def _telling(self, drawn, first=False):
         """(groups to learn from, groups whose rewards are all equal), by number; unrewarded ones only of the first."""
-        G = self.config.samples_per_prompt
-        reward = np.where(drawn.rollouts.finished, drawn.reward_B, self.config.unfinished_reward).reshape(-1, G)
-        scored, spread = self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
-        return (np.flatnonzero(scored & spread | (first & ~scored)).tolist(), np.flatnonzero(scored & ~spread).tolist())
+        scored, differ = self._groups(drawn)
+        return (np.flatnonzero(scored & differ | (first & ~scored)).tolist(), np.flatnonzero(scored & ~differ).tolist())
 
     def targets(self, trainable, frozen, batch, carried=None):
         c, mask_BT = self.config, batch["mask_BT"]

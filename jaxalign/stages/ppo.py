@@ -133,6 +133,12 @@ class PPO(PolicyStage):
 
     def carry_on(self, batch, figures):
         c, coefficient = self.config, self.coefficient(self.carried)
+        score_B = batch["reward_B"]
+        # One response has no spread, and that all were cut is said elsewhere.
+        self.watch_spread(
+            len(score_B) > 1 and bool(batch["finished_B"].any()) and np.ptp(score_B) == 0,
+            f"all {len(score_B)} responses score {score_B[0]:g}, so there is nothing to learn from but the KL penalty; "
+            f"look at the reward model and at reward_clip={c.reward_clip:g}")
         made = super().carry_on(batch, figures) | value_figures(batch) | {
             "kl_coefficient": coefficient, "reward/kl_penalty": -coefficient * figures["kl"]}
         if c.reward_scaling != "none":

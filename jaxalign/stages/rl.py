@@ -34,6 +34,7 @@ class PolicyStage(Stage):
 
     kind = "prompts"
     all_cut = False  # whether no response of the rollout before came to its end
+    all_alike = False  # whether nothing in the rewards of the rollout before told its responses apart
     shown = False  # whether a response was shown with its mask
 
     def __init__(self, config, workdir, mesh):
@@ -172,6 +173,12 @@ class PolicyStage(Stage):
             self.warn(f"all {len(finished_B)} responses were cut at max_new_tokens={self.config.max_new_tokens}, so "
                       "none has an answer that counts; raise it, or start from a policy that ends its turns")
         self.all_cut = not finished_B.any()
+
+    def watch_spread(self, alike, words):
+        """Warns, when it sets in, that rewards are so alike that there is nothing to learn from."""
+        if alike and not self.all_alike:
+            self.warn(words)
+        self.all_alike = alike
 
     def _prompts(self, batch, copies):
         rows, prompts = [], []

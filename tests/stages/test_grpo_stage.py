@@ -86,8 +86,7 @@ class Scripted:
 
     def reward(self, rows, responses):
         earned = self.rewards[len(self.keys) - 1]
-        spread = float(np.mean(np.ptp(earned, axis=1) > 0))
-        return earned.ravel(), {"reward/scripted": float(earned.mean()), "spread": spread}
+        return earned.ravel(), {"reward/scripted": float(earned.mean())}
 
 
 def collected(tmp_path, monkeypatch, rewards, **changes):

@@ -1,13 +1,17 @@
 """t16: nearly all rows are cut, or all rewards are equal, and nothing says so."""
 
 import io
+import types
 
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from jaxalign.experience.rows import Drawn
+from jaxalign.rewards import REWARDS
 from jaxalign.rewards.run import Rewards
 from jaxalign.stages.grpo import GRPO
+from jaxalign.stages.ppo import PPO
 from jaxalign.stages.rl import PolicyStage
 from jaxalign.train.metrics import MetricsWriter
 
@@ -23,21 +27,63 @@ def test_t16_share_of_cut_rows_stands_in_every_line_and_warns_near_one(tmp_path)
     assert [line for line in lines if "WARNING" in line and "97%" in line]
 
 
-def test_t16_equal_rewards_warn_once_until_they_differ_again():
-    stage, said = object.__new__(GRPO), []
-    stage.config = ConfigDict(dict(reward_kinds=[], samples_per_prompt=2))
-    stage.warn = said.append
-    stage.reward = Rewards([dict(name="longer")], {"longer": lambda response: float(len(response))})
-    rows = [{"prompt": "", "answer": "1"}] * 4
-    assert stage.rewards(rows, ["a", "bb", "c", "c"])[1]["spread"] == 0.5 and not said
-    total, figures = stage.rewards(rows, ["a", "a", "bb", "bb"])
-    assert figures["spread"] == 0 and len(said) == 1 and "nothing to learn" in said[0]
-    np.testing.assert_array_equal(total, [1, 1, 2, 2])
-    stage.rewards(rows, ["a", "a", "b", "b"])
-    assert len(said) == 1
-    stage.rewards(rows, ["a", "bb", "b", "b"])
-    stage.rewards(rows, ["a", "a", "b", "b"])
-    assert len(said) == 2
+def drawing(monkeypatch, said, group, kinds=()):
+    """A function that gives GRPO a rollout of these rewards, kinds and ends, and returns its `spread`."""
+    stage = object.__new__(GRPO)
+    stage.config = ConfigDict(dict(reward_kinds=list(kinds), samples_per_prompt=group, unfinished_reward=0.0))
+    stage.warn, stage.reward = said.append, Rewards([dict(name="numeric")], REWARDS)
+
+    def spread(rewards, finished=None, kind="sum"):
+        n = len(rewards)
+        ends = types.SimpleNamespace(finished=np.ones(n, bool) if finished is None else np.array(finished, bool))
+        rows = [{"prompt": "", "answer": "1", "kind": kind}] * n
+        drawn = Drawn(rows, [[1]] * n, ends, np.array(rewards, np.float32), np.ones(n, np.float32))
+        monkeypatch.setattr(PolicyStage, "draw", lambda self, state, key: (drawn, {"reward/numeric": 0.0}))
+        return stage.draw(None, None)[1]["spread"]
+
+    return spread
+
+
+def test_t16_equal_rewards_warn_once_until_they_differ_again(monkeypatch):
+    said = []
+    spread = drawing(monkeypatch, said, 2)
+    assert spread([1, 2, 1, 1]) == 0.5 and not said
+    assert spread([1, 1, 2, 2]) == 0 and len(said) == 1 and "nothing to learn" in said[0]
+    assert spread([1, 1, 0, 0]) == 0 and len(said) == 1
+    assert spread([1, 2, 0, 0]) == 0.5 and spread([1, 1, 0, 0]) == 0 and len(said) == 2
+
+
+def test_t16_what_counts_as_equal(monkeypatch):
+    said = []
+    assert np.float32([0.1] * 7).std() > 0  # so the deviation says nothing
+    assert drawing(monkeypatch, said, 7)([0.1] * 14) == 0 and len(said) == 1
+    spread = drawing(monkeypatch, said, 2, kinds=["sum"])
+    # What was cut has not earned what was read in it.
+    assert spread([1, 2, 3, 4]) == 1 and spread([1, 1, 3, 3], finished=[1, 0, 0, 1]) == 1 and len(said) == 1
+    assert spread([1, 2, 3, 4], finished=[0, 0, 0, 0]) == 0 and len(said) == 2
+    # A kind that no prompt has teaches nothing either.
+    assert drawing(monkeypatch, said, 2, kinds=["sum"])([0, 0], kind="chat") == 0 and len(said) == 3
+
+
+def test_t16_equal_scores_of_a_learned_reward_warn_in_ppo_when_they_set_in():
+    stage, said = object.__new__(PPO), []
+    stage.warn, stage.carried = said.append, {}
+    stage.config = ConfigDict(dict(kl_control="fixed", kl_coefficient=0.1, reward_scaling="none", reward_clip=5.0))
+    token = np.ones((3, 2), np.float32)
+    rest = dict(mask_BT=token, returns_BT=token, old_value_BT=0 * token, old_logp_BT=-token, ref_logp_BT=-token)
+
+    def rollout(scores, finished=(1, 1, 0)):
+        n = len(scores)
+        batch = {name: array[:n] for name, array in rest.items()}
+        ends = {"finished_B": np.array(finished[:n], np.float32)}
+        stage.carry_on(batch | ends | {"reward_B": np.array(scores, np.float32)}, {"kl": 0.0})
+        return len(said)
+
+    assert rollout([5, 5, 4]) == 0 and rollout([5, 5, 5]) == 1 and rollout([2, 2, 2]) == 1
+    assert "all 3 responses score 5, so there is nothing to learn from but the KL penalty" in said[0]
+    assert "reward_clip=5" in said[0]
+    assert rollout([1, 2, 3]) == 1 and rollout([1, 1, 1], finished=(0, 0, 0)) == 1 and rollout([1]) == 1
+    assert rollout([5, 5, 5]) == 2
 
 
 def test_t16_a_rollout_without_one_end_warns_in_every_rl_stage_when_it_sets_in():
