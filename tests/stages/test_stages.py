@@ -272,6 +272,12 @@ def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
     assert shown.count("found a checkpoint: nothing is left to do") == 2
     assert min(seconds[1:]) == seconds[1]  # what was spent before is not forgotten
     assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
+    # What the checkpoint refuses leaves no trace in the folder.
+    kept = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(kept)["optimizer"]["peak_lr"] == 0.02
+    with pytest.raises(CheckpointError, match="has already trained"):
+        train_stage(tiny_stages.config("sft", steps=0), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == kept
 
 
 def test_a_model_shape_that_init_from_overrules_is_said(tmp_path, capsys):
