@@ -101,7 +101,7 @@ def check(function: Callable, available, options) -> None:
       available: the names the stage can give.
       options: the names of the options the config gives.
     """
-    arguments, accepted = signature(function)
+    arguments, _ = signature(function)
     lacking = [name for name, required in arguments.items() if required and name not in available]
     if lacking:
         raise ConfigError(
@@ -109,6 +109,12 @@ def check(function: Callable, available, options) -> None:
             f"{_nearest(lacking[0], available)}; it can give: {', '.join(sorted(available)) or 'nothing'}. "
             "Options belong after a `*` in the function's signature."
         )
+    check_options(function, options)
+
+
+def check_options(function: Callable, options) -> None:
+    """Raises the `ConfigError` for an option that `function` does not have, or for one that it needs and is not given."""
+    _, accepted = signature(function)
     for name in options:
         if name not in accepted:
             raise ConfigError(

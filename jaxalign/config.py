@@ -55,9 +55,8 @@ def load(path, overrides: Mapping | None = None) -> ConfigDict:
 def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> None:
     """Adds a flag to `flag_values` for every `--config.key=VALUE` in `argv`; parsing them sets `config` in place.
 
-    Unknown keys are refused here, before anything is parsed, with the nearest right name. Options belong to their
-    objective: naming another one (`--config.objective.name=my_module:my_loss`) drops those of the one before, and
-    takes whichever are given with it; its signature checks them when the stage binds it.
+    Unknown keys are refused here, before anything is parsed, with the nearest right name; an objective's options are
+    those of `_take_options`.
 
     Raises:
       ConfigError: a key that the config does not have, or one whose type cannot be given on a command line.
@@ -65,23 +64,12 @@ def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> No
     # ml_collections knows neither lists nor fields that are None; both are read as Python literals.
     config_flags.register_flag_parser_for_type(list, _ListParser())
     config_flags.register_flag_parser_for_type(type(None), config_flags.config_flags._LiteralParser())
-    objective = config.get("objective", ConfigDict())
-    names = [m[1] for m in (re.match(r"--?config\.objective\.name=(.*)", argument) for argument in argv) if m]
-    other = bool(names) and names[-1] != objective.get("name")
-    if other:
-        with objective.unlocked():
-            for option in [key for key in objective if key != "name"]:
-                del objective[option]
-    free = other or ":" in str(objective.get("name", ""))
+    _take_options(config, argv)
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if not match:
             continue
         path = match[1]
-        option = re.fullmatch(r"objective\.(\w+)", path)
-        if free and option and option[1] not in objective:
-            with objective.unlocked():
-                objective[option[1]] = None
         holder, key = _find(config, path)
         if isinstance(holder[key], GROUPS):
             keys = ", ".join(f"{path}.{name}" for name in holder[key])
@@ -90,6 +78,23 @@ def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> No
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=list(argv))
     except Exception as error:
         raise ConfigError(_message(error)) from error
+
+
+def _take_options(config, argv):
+    """Options belong to their objective, of a stage or of one in a chain: naming another one (`--config.objective.name=
+    my_module:my_loss`) drops those of the one before, and takes whichever are given with it. Its signature checks them."""
+    flags = (re.match(r"--?config\.((?:[^=]+\.)?objective)\.(\w+)=(.*)", argument) for argument in argv)
+    given = [flag.groups() for flag in flags if flag]
+    for path in dict.fromkeys(path for path, _, _ in given):
+        parent, last = _find(config, path)
+        objective, options = parent[last], {option: value for at, option, value in given if at == path}
+        other = options.get("name", objective.get("name")) != objective.get("name")
+        with objective.unlocked():
+            for option in [key for key in objective if other and key != "name"]:
+                del objective[option]
+            if other or ":" in str(objective.get("name")):
+                for option in (option for option in options if option not in objective):
+                    objective[option] = None
 
 
 class _ListParser(config_flags.config_flags._LiteralParser):

@@ -27,6 +27,11 @@ class CheckpointError(JaxalignError):
     """A checkpoint that cannot be read or handed to this stage."""
 
 
+def get_extra(extra) -> str:
+    """The cure for a package that is not there. jaxalign is on no package index: its extras come from its own folder."""
+    return f"in the folder that holds jaxalign's pyproject.toml: pip install -e '.[{extra}]'"
+
+
 def disk_is_full(error) -> bool:
     """Whether an exception, or one that led to it, says that a disk has no room: Orbax says so in words only."""
     while error is not None:

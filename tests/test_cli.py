@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 def get_config():
     data = {"train": [{"path": "a", "shape": "text"}]}
-    return ConfigDict({"stage": "sft", "steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data})
+    return ConfigDict({"stage": "sft", "steps": 10, "optimizer": {"peak_lr": 1e-3}, "data": data,
+                       "betas": (0.9, 0.95)})
 """
 DONE = {"stage": "sft", "steps": 10, "seconds": 61.4, "checkpoint": "runs/x", "after": {"vocab_size": 512}}
 
@@ -101,6 +102,7 @@ def test_mistakes_name_the_nearest_right_name(config, capsys, tmp_path):
     assert "--config.data.train: expected list, got '3'" in wrong(capsys, *train, "--config.data.train=3")
     assert "config key optimizer is a group of keys; set one of them: optimizer.peak_lr" in wrong(
         capsys, *train, "--config.optimizer=adamw")
+    assert "--config.betas: expected tuple, got '(0.9,'" in wrong(capsys, *train, "--config.betas=(0.9,")
     assert "expected float, got 'high'" in wrong(capsys, *train, "--config.optimizer.peak_lr=high")
     assert "the list data.train has 1 entries" in wrong(capsys, *train, "--config.data.train[1].path=x")
     assert "did you mean --workdir?" in wrong(capsys, *train, "--workdri=x")

@@ -102,6 +102,19 @@ def test_another_objective_brings_its_own_options(file):
         parse(file, "--config.objective.zloss=0.2")
 
 
+def test_an_objective_in_a_chain_brings_its_own_options_too(tmp_path):
+    stages = {"sft": {"objective": {"name": "cross_entropy", "z_loss": 0.0}}, "dpo": {"objective": {"name": "dpo"}}}
+    source = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(stages=STAGES))\n"
+    (tmp_path / "chain.py").write_text(source.replace("STAGES", repr(stages)))
+    config = parse(tmp_path / "chain.py", "--config.stages.sft.objective.name=mine:loss",
+                   "--config.stages.sft.objective.beta=0.2")
+    assert config.stages.sft.objective.to_dict() == {"name": "mine:loss", "beta": 0.2}
+    assert config.stages.dpo.objective.to_dict() == {"name": "dpo"}
+    with pytest.raises(ConfigError, match="stages.dpo.objective.beta does not exist"):
+        parse(tmp_path / "chain.py", "--config.stages.sft.objective.name=mine:loss",
+              "--config.stages.dpo.objective.beta=0.2")
+
+
 def test_a_missing_file_names_its_neighbour(file):
     with pytest.raises(ConfigError, match=r"stf.py not found; did you mean .*sft.py"):
         configs.load(file.with_name("stf.py"))

@@ -192,6 +192,6 @@ def _readable(message, values):
     match = re.match(r"flag --(.+?)=(.*?): ", message, re.DOTALL)
     if not match or match[1] not in values:
         return message
-    kind = values[match[1]].flag_type().removeprefix("config_")
+    kind = values[match[1]].flag_type().removeprefix("config_").removeprefix("multi ")
     value = "nothing" if match[2] == "" else repr(match[2])
     return f"--{match[1]}: expected {kind}, got {value}"

@@ -5,7 +5,7 @@ import os.path
 import re
 
 from jaxalign.data.chat import ROLES, TemplateFault
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, get_extra
 
 NAMES = {"function_call": "assistant", "observation": "tool"}  # roles that templates do not know
 BROKEN, START, END, OTHER = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"  # noncharacters, which stand in no text
@@ -34,7 +34,7 @@ class JinjaTemplate:
         try:
             import jinja2
         except ImportError:
-            raise ConfigError("chat templates need the package jinja2; install jaxalign[hf]") from None
+            raise ConfigError(f"chat templates need the package jinja2; {get_extra('hf')}") from None
         self.source, self.tokens = source, dict(tokens)
         self.roles = {role: (NAMES.get(role, role), trained) for role, (_, trained) in ROLES.items()}
         try:

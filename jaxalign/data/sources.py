@@ -10,7 +10,7 @@ import pathlib
 import re
 import zlib
 
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, get_extra
 
 
 @dataclasses.dataclass
@@ -246,7 +246,7 @@ class _Zstd(io.RawIOBase):
     middle for one that ends there."""
 
     def __init__(self, path):
-        self._file, self._decompressor = open(path, "rb"), _extra("zstandard", path).ZstdDecompressor()
+        self._decompressor, self._file = _extra("zstandard", path).ZstdDecompressor(), open(path, "rb")
         self._frame, self._ready = None, memoryview(b"")
 
     def readable(self):
@@ -307,4 +307,4 @@ def _extra(module, path):
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(path, None, f"the package {module.split('.')[0]} to read this format", "none installed",
-                        'pip install "jaxalign[data]"') from error
+                        get_extra("data")) from error

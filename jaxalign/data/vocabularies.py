@@ -3,7 +3,7 @@
 import json
 import re
 
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, get_extra
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
@@ -30,7 +30,7 @@ class JsonVocabulary:
         try:
             import tokenizers
         except ImportError:
-            raise ConfigError("tokenizer.json needs the package tokenizers; install jaxalign[hf]") from None
+            raise ConfigError(f"tokenizer.json needs the package tokenizers; {get_extra('hf')}") from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
             spec = json.loads(data)

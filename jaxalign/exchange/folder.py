@@ -8,7 +8,6 @@ from jaxalign.exchange.parameters import Mapping
 from jaxalign.models.families import find_family
 from jaxalign.models.families.names import Tensor
 
-KEPT = ("config.json", "generation_config.json")
 HEADS = {"ForCausalLM": "policy", "LMHeadModel": "policy", "ForSequenceClassification": "reward"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxalign.data.published import PublishedTokenizer, pack_files
 from jaxalign.data.vocabularies import CUTS, byte_level_json
-from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.errors import CheckpointError, ConfigError, get_extra
 
 # general.architecture → (model_type, whether rows of queries and keys are stored for pairs that stand side by side).
 FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
@@ -30,7 +30,7 @@ def read_gguf(path):
     try:
         import gguf
     except ImportError:
-        raise ConfigError("GGUF files need the package gguf; install jaxalign[hf]") from None
+        raise ConfigError(f"GGUF files need the package gguf; {get_extra('hf')}") from None
     try:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # whatever the package meets in bytes that are something else

@@ -1,6 +1,6 @@
 """Mathematical equality of answers, judged by math-verify."""
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, get_extra
 from jaxalign.rewards.rules import final_answer
 
 
@@ -19,7 +19,7 @@ class MathEquivalence:
             import math_verify  # here, as only this reward needs the extra
             from math_verify import grader, parser
         except ImportError as error:
-            raise ConfigError('reward "math": needs the package math-verify; pip install "jaxalign[math]"') from error
+            raise ConfigError(f'reward "math": needs the package math-verify; {get_extra("math")}') from error
         # It warns that whoever turns its timeouts off must have others. There are others.
         parser.TIMEOUT_WARNING_SHOWN = grader.TIMEOUT_WARNING_SHOWN = True
         self._parse, self._verify = math_verify.parse, math_verify.verify

@@ -3,7 +3,7 @@
 import functools
 import json
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, get_extra
 from jaxalign.rewards.rules import final_answer
 
 TUPLE, PAIRS = "__tuple__", "__pairs__"
@@ -27,7 +27,7 @@ def create(task, **options):
     try:
         import reasoning_gym  # here, as nothing else needs the extra
     except ImportError as error:
-        raise ConfigError('reasoning: needs the package reasoning-gym; pip install "jaxalign[reasoning]"') from error
+        raise ConfigError(f"reasoning: needs the package reasoning-gym; {get_extra('reasoning')}") from error
     try:
         return reasoning_gym.create_dataset(task, **options)
     except (ValueError, TypeError, AssertionError) as error:

@@ -1,6 +1,6 @@
 """What can be said against a config before anything is read or made; a chain of stages is checked whole at its start."""
 
-from jaxalign.batches import resolve
+from jaxalign.batches import check_options, resolve, signature
 from jaxalign.config import check, check_least
 from jaxalign.data.intake import check_sources
 from jaxalign.errors import ConfigError
@@ -34,7 +34,8 @@ def check_stage(config, defaults):
     if "model" in config:
         ModelConfig(vocab_size=1, **config.model)
     if "objective" in config and config.objective.name:
-        resolve(config.objective.name, OBJECTIVES)
+        function = resolve(config.objective.name, OBJECTIVES)
+        check_options(function, objective_options(config.objective, defaults.objective, function))
     for reward in config.get("rewards", ()):
         if not hasattr(reward, "keys") or "name" not in reward:
             raise ConfigError(f"config.rewards holds {reward!r}; expected entries such as dict(name='numeric', "
@@ -47,3 +48,19 @@ def check_stage(config, defaults):
     for key, choices in CHOICES.items():
         if data.get(key, choices[0]) not in choices:
             raise ConfigError(f"config.data.{key}={data[key]!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def objective_options(objective, defaults, function):
+    """The options that a config's objective gives its function.
+
+    A config that names another objective than its stage's own still holds the options of that one. Those that the new
+    one does not have, and nobody has set, are left out.
+
+    Args:
+      objective: `config.objective`.
+      defaults: the same of the stage's defaults.
+      function: what `objective.name` stands for.
+    """
+    other, known = objective.name != defaults.name, signature(function)[1]
+    return {name: value for name, value in objective.items()
+            if name != "name" and not (other and name not in known and defaults.get(name) == value)}

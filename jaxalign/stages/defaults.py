@@ -40,5 +40,7 @@ def base_config(stage, **changes) -> ConfigDict:
         preview=True,
     ))
     config.update(ConfigDict(changes))
-    return config.lock()
+    config.lock()
+    config.objective.unlock()  # another objective brings options of its own; `checks.objective_options` looks at them
+    return config
 

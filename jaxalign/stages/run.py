@@ -23,9 +23,15 @@ def train_stage(stage_class, config, workdir):
         raise ConfigError(f"batch_size={config.batch_size} must divide by data × fsdp × microbatches = {split}; "
                           f"use {-(-config.batch_size // split) * split}")
     stage = stage_class(config, workdir, mesh)
-    _keep_config(stage, config, workdir / "config.json")
+    resumed = has_checkpoint(workdir)
+    if resumed:
+        _tell_changes(stage, config, workdir / "config.json")
+    else:
+        _keep_config(config, workdir / "config.json")
     reading = time.monotonic() - started
     result = fit(stage, workdir, config, mesh)
+    if resumed:  # not before: what the checkpoint refuses is not the config of this run
+        _keep_config(config, workdir / "config.json")
     lineage = stage.meta()["lineage"]
     summary = {"name": workdir.name, "stage": stage.name, "seconds": reading + result.seconds,
                "steps": result.steps, "tokens": result.tokens, "before": result.before, "after": result.after,
@@ -35,11 +41,13 @@ def train_stage(stage_class, config, workdir):
     return summary
 
 
-def _keep_config(stage, config, path):
-    """Writes the config beside the checkpoints; where they were made with another, says what changed."""
-    if path.exists() and has_checkpoint(path.parent):
+def _tell_changes(stage, config, path):
+    if path.exists():
         for change in configs.differences(configs.from_json(path.read_text()), config):
             stage.say(f"{stage.name}: the config changed since this run began: {change}")
+
+
+def _keep_config(config, path):
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(configs.to_json(config))

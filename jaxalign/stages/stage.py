@@ -23,6 +23,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 from jaxalign.sharding import put_batch, shardings
+from jaxalign.stages.checks import objective_options
 from jaxalign.stages.defaults import MODEL
 from jaxalign.stages.run import train_stage
 from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
@@ -52,7 +53,7 @@ class Stage:
             raise ConfigError(f"{self.name}: config.data.dev is not read by a stage that draws its samples, whose "
                               "figures are those of its rollouts; leave it empty, and measure the checkpoint with "
                               "jaxalign evaluate")
-        self.options = {k: v for k, v in config.objective.items() if k != "name"}
+        self.options = objective_options(config.objective, self.defaults().objective, self.objective)
         self._evaluate_step = jax.jit(self._evaluation)
         self.train_data = self._data(config.data.train, repeat=True)
         check(self.objective, self.names(), self.options)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import sys
 
 import pytest
 
@@ -179,3 +180,10 @@ def test_splits_are_disjoint_whole_and_do_not_move(tmp_path):
     assert [r.value["i"] for r in records if keep(r, where={"i": 7})] == [7]
     with pytest.raises(ConfigError):
         keep(records[0], split="test")
+
+
+def test_a_format_whose_package_is_missing_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(DataError, match=r"the package zstandard .* pip install -e '.\[data\]'$"):
+        values(tmp_path / "a.jsonl.zst")

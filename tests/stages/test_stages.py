@@ -17,6 +17,7 @@ from jaxalign.objectives.reduce import reduce
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
+from jaxalign.stages.checks import check_stage
 from jaxalign.train.checkpoint import load_params, read_meta
 from jaxalign.train.optimizer import make_optimizer
 from jaxalign.train.state import create_state
@@ -64,6 +65,18 @@ def test_a_loss_by_its_dotted_path_trains(own, tmp_path):
     config = with_objective("pretrain", name="my_losses:focal", gamma=2.0)
     summary = train_stage(config, tmp_path / "run")
     assert summary["steps"] == 4 and summary["after"]["loss"] < summary["before"]["loss"]
+
+
+def test_a_config_file_names_its_own_loss_as_flags_do(own, tmp_path):
+    config = tiny_stages.config("pretrain")  # of `default_config`: locked, and with the options of another objective
+    config.objective.name = "my_losses:focal"
+    config.objective.gamma = 2.0
+    stage = STAGES["pretrain"](config, tmp_path, make_mesh(devices=jax.devices()[:1]))
+    assert stage.options == {"gamma": 2.0}
+    check_stage(config, default_config("pretrain"))
+    config.objective.z_loss = 1e-4  # which somebody has set, and focal does not know
+    with pytest.raises(ConfigError, match="focal has no option 'z_loss'; it has: gamma"):
+        check_stage(config, default_config("pretrain"))
 
 
 def test_a_name_the_stage_cannot_give_is_refused_with_those_it_can(own, tmp_path):
@@ -207,6 +220,7 @@ def test_every_stage_shows_one_row_and_what_counts_in_it(name, tmp_path, capsys)
     (dict(data=dict(dev=[dict(path="x.jsonl", shape="txt")])), "shape='txt' of x.jsonl; expected one of"),
     (dict(data=dict(on_bad_row="skp")), "config.data.on_bad_row='skp'; expected one of 'error', 'skip'"),
     (dict(data=dict(packing="fit")), "config.data.packing='fit'; expected one of 'best_fit', 'none'"),
+    (dict(objective=dict(z_los=0.1)), "cross_entropy has no option 'z_los'; did you mean 'z_loss'"),
     (dict(objective=dict(name="cross_entrpy")), "no function 'cross_entrpy'; did you mean 'cross_entropy'"),
     (dict(model=dict(remat="ful")), "model.remat='ful' must be one of"),
 ])
@@ -258,6 +272,12 @@ def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
     assert shown.count("found a checkpoint: nothing is left to do") == 2
     assert min(seconds[1:]) == seconds[1]  # what was spent before is not forgotten
     assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
+    # What the checkpoint refuses leaves no trace in the folder.
+    kept = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(kept)["optimizer"]["peak_lr"] == 0.02
+    with pytest.raises(CheckpointError, match="has already trained"):
+        train_stage(tiny_stages.config("sft", steps=0), tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == kept
 
 
 def test_a_model_shape_that_init_from_overrules_is_said(tmp_path, capsys):
