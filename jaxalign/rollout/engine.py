@@ -73,7 +73,7 @@ class Sampler:
             raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
                               f"use {_round_up(slots, self.devices)}")
         self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
-        self._programs = _programs(graphdef, chunk, pad_id)
+        self.graphdef, self._programs = graphdef, _programs(graphdef, chunk, pad_id)
 
     def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
         """Args:
@@ -89,6 +89,11 @@ class Sampler:
         limits = np.full(N, self.max_new_tokens) if max_new_tokens is None else np.asarray(max_new_tokens)
         if limits.shape != (N,) or limits.min() < 1 or limits.max() > self.max_new_tokens:
             raise ConfigError(f"max_new_tokens must be {N} numbers from 1 to {self.max_new_tokens}; got {max_new_tokens}")
+        places = nnx.merge(self.graphdef, params).config.learned_positions
+        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits))
+        if 0 < places < longest:
+            raise ConfigError(f"a prompt with its max_new_tokens takes {longest} places, the model has learned {places}; "
+                              "shorten the prompt, or ask for fewer tokens")
         with jax.set_mesh(self.mesh):
             return _Run(self, params, [list(p) for p in prompts], keys, settings, limits).finish()
 

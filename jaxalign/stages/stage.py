@@ -241,8 +241,13 @@ class Stage:
                 if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):
                     self.warn(f"{self.name}: config.model.{name}={value!r} is not used; the model of "
                               f"{self.config.init_from} has {found[name]!r}")
-            return ModelConfig(**(found | runtime))
-        return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+            model = ModelConfig(**(found | runtime))
+        else:
+            model = ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+        if 0 < model.learned_positions < self.config.length:
+            raise ConfigError(f"config.length={self.config.length} is more than the {model.learned_positions} places that "
+                              "the model has learned (model.learned_positions)")
+        return model
 
     def _preview(self):
         if jax.process_index() > 0:
