@@ -3,7 +3,7 @@
     jaxalign train --config=configs/candidates.py --workdir=runs/rankings
 
 6,000 answers to 1,000 prompts, and a fifth of that to measure with; no training.
-The judge is the miniature world's gold scorer, or any function `(prompt, answer, gold) -> float` given as
+The judge is the miniature world's gold scorer, or any function `(prompt, response, answer) -> float` given as
 --config.judge=my_module:my_judge. With rankings made by people you need this recipe not at all.
 """
 

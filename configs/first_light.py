@@ -21,8 +21,11 @@ def stage(name, peak_lr=None, **changes):
     config = default_config(name)
     config.update(changes)
     if peak_lr:
-        warmup_steps = 30 if name in ("pretrain", "sft") else 5
-        config.optimizer.update(peak_lr=peak_lr, schedule="linear", warmup_steps=warmup_steps, end_fraction=0.05)
+        first = name in ("pretrain", "sft")
+        config.optimizer.update(name="muon" if first else "adamw", peak_lr=peak_lr, schedule="linear",
+                                warmup_steps=20 if first else 5, end_fraction=0.05, muon_adam_fraction=2.0)
+        # As in configs/quickstart.py, with rotations made for a few hundred positions.
+        config.model.update(unroll=4, tied_embeddings=False, embed_scale=128**0.5, qk_norm=True, rope_theta=1000.0)
     return config
 
 
@@ -50,14 +53,14 @@ def get_config():
     asked = dict(train=pairs["train"], on_bad_row="skip")
     sums = dict(train=[source("@reasoning/train.jsonl", "prompts", share=0.9),
                        source("preference/hh_harmless.train.jsonl.gz", "pairs", share=0.1)], on_bad_row="skip")
-    problems = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2)
+    problems = dict(min_terms=2, max_terms=3, min_digits=1, max_digits=1)
     return pipeline_config(
-        reasoning=stage("reasoning", options=problems, sft=4000, train=4000, dev=500),
+        reasoning=stage("reasoning", options=problems, sft=4000, train=4000, dev=400),
         tokenizer=stage("tokenizer", vocab_size=2048, model_type="bpe", max_chars=6_000_000,
                         data=dict(train=text["train"] + talk["train"][:5])),
-        pretrain=stage("pretrain", 3e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
+        pretrain=stage("pretrain", 8e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
                        log_every=50, eval_batches=0, data=text),
-        sft=stage("sft", 1e-3, init_from="@pretrain", steps=160, batch_size=12, length=384, log_every=25,
+        sft=stage("sft", 3e-3, init_from="@pretrain", steps=200, batch_size=12, length=384, log_every=25,
                   eval_batches=0, data=talk),
         reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=100,
                            batch_size=8, length=256, log_every=20, eval_batches=0, data=pairs),
@@ -65,8 +68,8 @@ def get_config():
                      log_every=10, eval_batches=0, data=dict(train=trees[:1], dev=trees[1:], on_bad_row="skip")),
         dpo=stage("dpo", 1e-4, init_from="@sft", steps=60, batch_size=8, length=256, log_every=10, eval_batches=0,
                   data=pairs),
-        ppo=stage("ppo", 2e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
-                  max_new_tokens=64, log_every=2, data=asked),
+        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
+                  max_new_tokens=64, kl_coefficient=0.3, log_every=2, data=asked),
         grpo=stage("grpo", 3e-4, init_from="@ppo", steps=60, length=48, max_new_tokens=16, log_every=5,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
     )

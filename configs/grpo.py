@@ -25,4 +25,5 @@ def get_config():
     config.samples_per_prompt = 8
     config.optimizer.update(peak_lr=3e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)
     config.log_every = 5
+    config.checkpoint_every = 10
     return config

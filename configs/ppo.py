@@ -2,7 +2,8 @@
 
     jaxalign train --config=configs/ppo.py --workdir=runs/ppo
 
-60 steps of 64 responses. `score` is the reward model's mean, `kl` the distance from the start, nats an answer.
+60 steps of 64 responses. `score` is the reward model's mean, `kl` the distance from the start, nats an answer; the
+other figures, and what can be chosen (critic, adaptive KL, scaling, several steps a rollout): objectives/README.md.
 """
 
 from jaxalign.stages import default_config
@@ -21,4 +22,5 @@ def get_config():
     config.kl_coefficient = 0.05
     config.optimizer.update(peak_lr=3e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)
     config.log_every = 5
+    config.checkpoint_every = 10
     return config

@@ -20,4 +20,5 @@ def get_config():
     config.optimizer.update(name="muon", peak_lr=0.012, schedule="linear", warmup_steps=20, end_fraction=0.02)
     config.objective.z_loss = 1e-4
     config.log_every = 25
+    config.checkpoint_every = 100  # what a run that is stopped loses at most; the same command then goes on
     return config

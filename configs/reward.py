@@ -19,4 +19,5 @@ def get_config():
     config.batch_size = 16
     config.length = 96
     config.optimizer.update(peak_lr=5e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)
+    config.checkpoint_every = 40
     return config

@@ -23,4 +23,5 @@ def get_config():
     config.length = 128
     config.optimizer.update(name="muon", peak_lr=0.003, schedule="linear", warmup_steps=10, end_fraction=0.02)
     config.log_every = 25
+    config.checkpoint_every = 50
     return config

@@ -63,8 +63,8 @@ def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> No
       ConfigError: a key that the config does not have, or one whose type cannot be given on a command line.
     """
     # ml_collections knows neither lists nor fields that are None; both are read as Python literals.
-    for kind in (list, type(None)):
-        config_flags.register_flag_parser_for_type(kind, config_flags.config_flags._LiteralParser())
+    config_flags.register_flag_parser_for_type(list, _ListParser())
+    config_flags.register_flag_parser_for_type(type(None), config_flags.config_flags._LiteralParser())
     objective = config.get("objective", ConfigDict())
     names = [m[1] for m in (re.match(r"--?config\.objective\.name=(.*)", argument) for argument in argv) if m]
     other = bool(names) and names[-1] != objective.get("name")
@@ -82,11 +82,27 @@ def define_overrides(config: ConfigDict, flag_values, argv: Sequence[str]) -> No
         if free and option and option[1] not in objective:
             with objective.unlocked():
                 objective[option[1]] = None
-        _find(config, path)
+        holder, key = _find(config, path)
+        if isinstance(holder[key], GROUPS):
+            keys = ", ".join(f"{path}.{name}" for name in holder[key])
+            raise ConfigError(f"config key {path} is a group of keys; set one of them: {keys}")
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=list(argv))
     except Exception as error:
         raise ConfigError(_message(error)) from error
+
+
+class _ListParser(config_flags.config_flags._LiteralParser):
+    """A list, or a tuple, as a Python literal; anything else is refused where the flag's name is still known."""
+
+    def parse(self, value):
+        found = super().parse(value)
+        if not isinstance(found, (list, tuple)):
+            raise ValueError(f"expected a list, got {value!r}")
+        return list(found)
+
+    def flag_type(self):
+        return "list"
 
 
 def check(config: Mapping, defaults: Mapping, free: Sequence[str] = ("objective",), at: str = "") -> None:
@@ -201,25 +217,26 @@ def _fits(value, expected) -> bool:
 
 
 def _unknown(path, key, at, siblings, whole=None):
-    """The message for a key that is not there: the nearest sibling, else the same leaf elsewhere in the config."""
+    """The message for a key that is not there: the nearest sibling, else the same name elsewhere in the config, there
+    where it is least deep."""
     near = _nearest(str(key), [str(name) for name in siblings])
     if near:
         near = f"{at}.{near}" if at else near
     else:
-        leaves = {leaf: leaf.rsplit(".", 1)[-1] for leaf in _leaves(siblings if whole is None else whole)}
-        name = _nearest(str(key), list(leaves.values()), cutoff=0.8)
-        near = next((leaf for leaf, last in leaves.items() if last == name), None)
+        names = {path: path.rsplit(".", 1)[-1] for path in _paths(siblings if whole is None else whole)}
+        name = _nearest(str(key), list(names.values()), cutoff=0.8)
+        same = [path for path, last in names.items() if last == name]
+        near = min(same, key=lambda path: path.count("."), default=None)
     cure = f"did you mean {near}?" if near else f"{at or 'the config'} has: {', '.join(map(str, siblings))}"
     return f"config key {path} does not exist; {cure}"
 
 
-def _leaves(config, at=""):
+def _paths(config, at=""):
     for key in config:
         path = f"{at}.{key}" if at else str(key)
+        yield path
         if isinstance(config[key], GROUPS):
-            yield from _leaves(config[key], path)
-        else:
-            yield path
+            yield from _paths(config[key], path)
 
 
 def _nearest(name, names, cutoff=0.6):

@@ -16,8 +16,10 @@ from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.report import write_report
 from jaxalign.stages import STAGES, check_config, train_stage
+from jaxalign.train.checkpoint import has_checkpoint
 
 PLANNED = "planned.json"  # a stage's config with "@name" for paths: the run may be moved, or called from elsewhere
+RUNNING = ("checkpoint_every", "keep", "log_every", "preview")  # how a stage is watched and kept; nothing comes of them
 PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
@@ -36,20 +38,20 @@ def run_pipeline(config, workdir):
       config: of `pipeline_config`. `config.chain` may be shortened to run its first part only.
       workdir: every stage gets a folder in it.
     Raises:
-      ConfigError: an unknown stage or a reference to a later one (before anything is run), or a finished stage whose
-        config has changed since.
+      ConfigError: an unknown stage or a reference to a later one, or a finished stage whose config has changed since
+        or whose parent has to be made anew; all before anything is run.
     """
     workdir = pathlib.Path(workdir)
     plan = _plan(config, workdir)
+    finished = _all_finished(plan, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir is None:
         # Stages of one kind, and the samplers of all models that are measured, are the same programs.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    summaries, claims = [], []
+    summaries, claims, peak = [], [], 0.0
     for name, stage_config, planned, _ in plan:
-        folder = workdir / name
-        done = _finished(folder, planned)
+        folder, done = workdir / name, finished[name]
         if done is None:
             print(f"\n── {name} ──", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +60,10 @@ def run_pipeline(config, workdir):
             done = train_stage(stage_config, folder)
         else:
             print(f"── {name} ── done, skipped", flush=True)
+            peak = peak or _peak_before(workdir / "report.json")
         summaries.append(done)
         claims += done.get("claims", [])
-        report = _report(config, plan, summaries, claims)
+        report = _report(config, plan, summaries, claims, peak)
         (workdir / "report.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False))
         write_report(workdir)
     return report
@@ -108,18 +111,39 @@ def _resolve(value, workdir, known, at, parents):
     return str(workdir / name / rest) if rest else str(workdir / name)
 
 
+def _all_finished(plan, workdir):
+    """stage → its summary, None if it must (still) run; what came from a stage that must run is not finished either."""
+    finished = {}
+    for name, _, planned, parents in plan:
+        folder = workdir / name
+        finished[name] = _finished(folder, planned)
+        anew = [parent for parent in parents if finished[parent] is None]
+        if finished[name] is not None and anew:
+            raise ConfigError(f"{folder} was made from an earlier {', '.join(anew)}, which has to be made anew; delete "
+                              f"{folder} and those after it to make them again")
+    return finished
+
+
 def _finished(folder, planned):
     """The summary of a finished stage, None if it must (still) run."""
     done, saved = folder / "done.json", folder / PLANNED
     if not saved.exists():
         return None
-    before, now = saved.read_text(), configs.to_json(planned)
-    if before != now and (done.exists() or (folder / "checkpoints").exists()):
-        old, new = configs.from_json(before), configs.from_json(now)
-        changed = next(configs.differences(old, new), "other keys")
+    old, new = ({key: value for key, value in config.items() if key not in RUNNING}
+                for config in map(configs.from_json, (saved.read_text(), configs.to_json(planned))))
+    changed = next(configs.differences(old, new), None)
+    if changed and (done.exists() or has_checkpoint(folder)):
         raise ConfigError(f"{folder} was made with another config ({changed}); choose another workdir, or delete "
                           f"{folder} and those after it to make them again")
     return json.loads(done.read_text()) if done.exists() else None
+
+
+def _peak_before(path):
+    """The memory that the stages took which are not run again, in GiB, as the report of their run says."""
+    try:
+        return float(json.loads(path.read_text())["peak_rss_gib"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _finite(value):
@@ -131,7 +155,7 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _report(config, plan, summaries, claims):
+def _report(config, plan, summaries, claims, peak_before):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     device = jax.devices()[0]
     keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint", "data")
@@ -140,7 +164,7 @@ def _report(config, plan, summaries, claims):
         "stages": [{key: summary.get(key) for key in keys} for summary in summaries],
         "lineage": [{"name": name, "from": parents} for name, _, _, parents in plan[: len(summaries)]],
         "wall_seconds": sum(s["seconds"] for s in summaries),
-        "peak_rss_gib": peak,
+        "peak_rss_gib": max(peak, peak_before),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "device": f"{jax.device_count()} × {device.device_kind}, {os.cpu_count()} CPU cores",
         "seed": int(config.seed),

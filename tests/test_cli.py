@@ -97,6 +97,10 @@ def test_mistakes_name_the_nearest_right_name(config, capsys, tmp_path):
     train = ("train", f"--config={config}", "--workdir=w")
     assert "did you mean optimizer.peak_lr?" in wrong(capsys, *train, "--config.optimizer.peek_lr=1")
     assert "--config.steps: expected int, got 'many'" in wrong(capsys, *train, "--config.steps=many")
+    assert "--config.data.train: expected list, got 'a.jsonl'" in wrong(capsys, *train, "--config.data.train=a.jsonl")
+    assert "--config.data.train: expected list, got '3'" in wrong(capsys, *train, "--config.data.train=3")
+    assert "config key optimizer is a group of keys; set one of them: optimizer.peak_lr" in wrong(
+        capsys, *train, "--config.optimizer=adamw")
     assert "expected float, got 'high'" in wrong(capsys, *train, "--config.optimizer.peak_lr=high")
     assert "the list data.train has 1 entries" in wrong(capsys, *train, "--config.data.train[1].path=x")
     assert "did you mean --workdir?" in wrong(capsys, *train, "--workdri=x")
@@ -178,7 +182,9 @@ def test_evaluate_prints_a_table_and_writes_json(fake, tmp_path, capsys):
 
     def evaluate_checkpoint(checkpoint, sources, options):
         seen.append((checkpoint, sources, options))
-        return {"dev.jsonl": {"exact_match": {"value": 0.875, "n": 500, "ci95": [0.84, 0.9]}, "rows": 3}}
+        figures = {"exact_match": {"value": 0.875, "n": 500, "ci95": [0.84, 0.9]}, "rows": 3}
+        figures["accuracy_by_length"] = {"over twice as long [as the other]" * 2: {"value": 0.5, "n": 2, "ci95": [0, 1]}}
+        return {"dev.jsonl": figures}
 
     fake("evaluate", evaluate_checkpoint=evaluate_checkpoint)
     target = tmp_path / "figures.json"
@@ -187,7 +193,9 @@ def test_evaluate_prints_a_table_and_writes_json(fake, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     assert code == 0 and seen == [(str(tmp_path), ["x:text", "dev.jsonl:messages"], {"limit": 5})]
-    assert "dev.jsonl · exact_match" in out and "0.875" in out and "500" in out and "0.84 … 0.9" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["dev.jsonl"] in rows and ["exact_match", "0.875", "500", "0.84", "…", "0.9"] in rows
+    assert len(rows) == 5  # however long a name is
     assert json.loads(target.read_text())["dev.jsonl"]["rows"] == 3
 
 

@@ -86,6 +86,14 @@ def test_a_flag_with_a_mistyped_key_names_the_nearest(file):
         parse(file, "--config.optimizer.peak_1r=1")
 
 
+def test_a_stage_of_a_chain_is_named_where_it_stands_and_not_where_it_is_mentioned(tmp_path):
+    stages = {"claims": {"sft": "@sft"}, "sft": {"steps": 3}}
+    source = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(stages=STAGES))\n"
+    (tmp_path / "chain.py").write_text(source.replace("STAGES", repr(stages)))
+    with pytest.raises(ConfigError, match="config key sft does not exist; did you mean stages.sft[?]"):
+        configs.load(tmp_path / "chain.py", {"sft.steps": 5})
+
+
 def test_another_objective_brings_its_own_options(file):
     config = parse(file, "--config.objective.name=mine:loss", "--config.objective.beta=0.2")
     assert config.objective.to_dict() == {"name": "mine:loss", "beta": 0.2} and config.objective.is_locked

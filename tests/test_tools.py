@@ -1,4 +1,4 @@
-"""tools/quickstart.sh, test.sh, conformance.sh on machines that lack something, with pythons of a few shell lines."""
+"""The shell scripts of tools/ on machines that lack something, with pythons of a few shell lines."""
 
 import os
 import pathlib
@@ -18,12 +18,15 @@ case "$*" in
   "-c import sys; print("*version_info*) echo {version} ;;
   "-c import sys; print(sys.version)") echo "{version}.1 (fake)" ;;
   "-c import venv"*) exit {no_venv} ;;
+  "-c import pip") exit {no_pip} ;;
+  "-m ensurepip") exit {no_ensurepip} ;;
   "-m venv "*) {make_venv}
     mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
   "-m pip "*) cat "$PIP_SAYS"; exit "$(cat "$PIP_EXITS")" ;;
   "-m pytest"*) echo "pytest in $PWD on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 5 ;;
   "-m jaxalign "*) echo "ran in $PWD:"; printf '<%s>' "${{@:2}}"; exit "${{JAXALIGN_EXITS:-0}}" ;;
   */tests/conformance/run.py*) echo "compared on $JAX_PLATFORMS:"; printf '<%s>' "${{@:2}}"; exit 6 ;;
+  */tools/bench_generate.py*) echo "measured:"; printf '<%s>' "${{@:2}}"; exit 7 ;;
   *) exit 9 ;;
 esac
 """
@@ -53,8 +56,9 @@ class Machine:
         (self.bin / name).write_text(source)
         (self.bin / name).chmod(0o755)
 
-    def python(self, name="python3", version="3.12", venv=True, make_venv=":"):
-        self.command(name, PYTHON.format(version=version, no_venv=0 if venv else 1, make_venv=make_venv))
+    def python(self, name="python3", version="3.12", venv=True, make_venv=":", pip=True, ensurepip=True):
+        self.command(name, PYTHON.format(version=version, no_venv=int(not venv), make_venv=make_venv,
+                                         no_pip=int(not pip), no_ensurepip=int(not ensurepip)))
 
     def run(self, script="tools/test.sh", *arguments, **environment):
         self.calls.write_text("")
@@ -122,6 +126,22 @@ def test_broken_shims_and_lesser_pythons_are_passed_over(machine):
     machine.python("python3.12", "3.12", venv=False)
     machine.python("python3.11", "3.11")
     assert machine.run().returncode == 5 and machine.pip_calls() == [".[test]"]
+
+
+def test_an_environment_that_somebody_else_made(machine):
+    """As uv makes them, without pip; or long ago, with an old Python."""
+    machine.python(pip=False)
+    (machine.root / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert machine.run().returncode == 5 and machine.pip_calls() == [".[test]"]
+    assert "-m ensurepip" in machine.calls.read_text()
+    (machine.root / ".venv" / ".jaxalign-test").unlink()
+    machine.python(pip=False, ensurepip=False)
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert ".venv holds no pip; install it there, move the folder away" in machine.complaint()
+    machine.python(version="3.10")
+    shutil.copy(machine.bin / "python3", machine.root / ".venv" / "bin" / "python")
+    assert ".venv holds Python 3.10, jaxalign needs 3.11 or newer; move it away" in machine.complaint()
 
 
 def test_a_full_disk_before_the_install(machine):
@@ -244,14 +264,33 @@ def test_the_conformance_check_has_an_environment_of_its_own(machine):
     assert "set JAXALIGN_CONFORMANCE_VENV to another folder" in said
 
 
+def test_the_bench_has_an_environment_of_its_own(machine):
+    machine.python("python3.11", "3.11")
+    done = machine.run("tools/bench_generate.sh", "--peers=tunix", "--json=two words")
+    assert done.returncode == 7 and done.stdout == "measured:\n<--peers=tunix><--json=two words>"
+    assert machine.pip_calls() == [".[bench]"] and not (machine.root / ".venv").exists()
+    assert machine.run("tools/bench_generate.sh").returncode == 7 and machine.pip_calls() == []
+    place = machine.elsewhere / "peers"
+    assert machine.run("tools/bench_generate.sh", JAXALIGN_BENCH_VENV=str(place)).returncode == 7
+    assert (place / "pyvenv.cfg").exists()
+
+
 def test_continuous_integration_calls_the_readmes_command(machine):
     machine.python()
     done = machine.run(".ci/run")
-    assert done.returncode == 5 and done.stdout == f"pytest in {machine.root} on cpu:\n<pytest>"
+    assert done.returncode == 5 and done.stdout.startswith(f"pytest in {machine.root} on cpu:\n<pytest>")
     assert "bash tools/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", ".ci/run"]
+def test_the_whole_run_has_a_process_a_core_and_named_tests_have_one(machine):
+    machine.python()
+    whole = "<--numprocesses=auto><--maxprocesses=4><--dist=loadfile><--no-loadscope-reorder>"
+    assert machine.run().stdout.endswith(f"<pytest>{whole}")
+    assert machine.run("tools/test.sh", "--all").stdout.endswith(f"<pytest>{whole}<--all>")
+    assert machine.run("tools/test.sh", "tests/report").stdout.endswith("<pytest><tests/report>")
+
+
+SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", "tools/bench_generate.sh", ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh, test.sh and conformance.sh: makes .venv once, from any Python >= 3.11, and reuses it
-# afterwards.
+# Sourced by quickstart.sh, test.sh, conformance.sh and bench_generate.sh: makes .venv once, from any Python >= 3.11, and
+# reuses it afterwards.
 #
 #   prepare_environment core|EXTRA    sets VENV_PYTHON; on failure prints one line that says what to do and exits with 1
 #
@@ -105,6 +105,15 @@ check_space() {
     die "$free MiB are free under $folder and the install needs about $NEEDED_MIB; free some, or set $VENV_VARIABLE to a folder on another disk"
 }
 
+# An environment that somebody else made, such as uv's, which hold no pip.
+check_found() {
+  local version
+  version="$(python_version "$VENV_PYTHON")"
+  new_enough "$version" || die "$VENV holds Python $version, jaxalign needs 3.11 or newer; move it away, or set $VENV_VARIABLE to another folder"
+  "$VENV_PYTHON" -c 'import pip' 2>/dev/null || "$VENV_PYTHON" -m ensurepip >/dev/null 2>&1 ||
+    die "$VENV holds no pip; install it there, move the folder away, or set $VENV_VARIABLE to another one"
+}
+
 prepare_environment() {
   local want="$1" extra="" log started
   VENV_PYTHON="$VENV/bin/python"
@@ -112,6 +121,7 @@ prepare_environment() {
   if [ -n "$(python_version "$VENV_PYTHON")" ] &&
     { [ -z "${PYTHON:-}" ] || [ "$(python_version "$PYTHON")" = "$(python_version "$VENV_PYTHON")" ]; }; then
     if stamped test || stamped "$want"; then return; fi
+    check_found
   else
     make_venv
   fi

@@ -88,6 +88,7 @@ def need_checkpoint(path):
 def _print_table(result):
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("measure", *(("value", "n", "95 % interval")), box=None, header_style="bold")
     for column in table.columns[1:]:
@@ -95,14 +96,20 @@ def _print_table(result):
     # Long paths would break every line: the file's name is enough where it is the only one of that name.
     short = {source: source.rsplit("/", 1)[-1] for source in result}
     named = short if len(set(short.values())) == len(short) else {source: source for source in result}
-    for name, leaf in _leaves({named[source]: figures for source, figures in result.items()}):
-        leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
-        interval = leaf.get("ci95")
-        table.add_row(
-            name, _figure(leaf["value"]), str(leaf.get("n", "")),
-            f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
-        )  # fmt: skip
-    Console().print(table)
+    table.columns[0].no_wrap = True
+    for source, figures in result.items():
+        table.add_row(Text(named[source], style="bold"))
+        for name, leaf in _leaves(figures):
+            leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
+            interval = leaf.get("ci95")
+            table.add_row(
+                Text(f"  {name}"), _figure(leaf["value"]), str(leaf.get("n", "")),
+                f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
+            )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a file has no edge
+    console.print(table)
     for source, figures in result.items():
         if first := figures.get("rows_skipped", {}).get("first"):
             print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
@@ -130,7 +137,7 @@ def find(name) -> Command:
     raise ConfigError(f"no command {name!r}; {cure}")
 
 
-EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "seed")
+EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "answers", "seed")
 WORKDIR = Flag("workdir", "dir", None, "the folder of the run; the same call again goes on where it stopped", True)
 CHECKPOINT = Flag("checkpoint", "dir", None, "the folder of a stage's run, or of one of its checkpoints", True)
 
@@ -176,6 +183,7 @@ COMMANDS = {
          Flag("batch_size", "int", None, "rows at a time", least=1),
          Flag("length", "int", None, "tokens a row", least=1),
          Flag("max_new_tokens", "int", None, "the longest generated answer", least=1),
+         Flag("answers", "bool", None, "answer conversations too, and compare with the answers they hold"),
          Flag("seed", "int", None, "for whatever is sampled")],
         ["jaxalign evaluate --checkpoint=runs/sft dev.jsonl:messages",
          "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],

@@ -1,14 +1,14 @@
 """Figures of a checkpoint on data: what makes sense follows from the kind of row that a source's shape gives."""
 
-from jaxalign.data.intake import Intake, check_sources, read_rows
+from jaxalign.data.intake import Intake, as_chat, as_prompt, check_sources, read_rows
 from jaxalign.data.rows import Chat, Prompt, Ranking, Text, Unpaired
 from jaxalign.data.shapes import SHAPES
 from jaxalign.data.sources import files
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluate.assistant import Assistant
-from jaxalign.evaluate.matching import match_answers
+from jaxalign.evaluate.matching import match_answers, pass_tests
 from jaxalign.evaluate.perplexity import perplexity
-from jaxalign.evaluate.preferences import RewardModel, preferences
+from jaxalign.evaluate.preferences import RewardModel, preferences, thumbs
 from jaxalign.evaluate.refusals import kind_of, refusals
 from jaxalign.train.checkpoint import read_meta
 
@@ -18,6 +18,7 @@ OPTIONS = dict(
     # Positions a row. One number for every checkpoint, whatever it was trained on, so that figures can be compared.
     length=256,
     max_new_tokens=64,
+    answers=False,  # whether conversations and compared answers are answered too, which takes longer than reading them
     seed=0,
 )
 
@@ -25,12 +26,19 @@ OPTIONS = dict(
 def evaluate_checkpoint(checkpoint, sources, options=None):
     """Every figure that makes sense of a checkpoint on each source.
 
-        text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte; refusal rates of rows that
-                                               say which kind of request they are
-        prompts, gsm8k, svamp                  exact and numeric match at temperature 0, refusal rates
+        text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte
+        prompts, gsm8k, svamp                  exact and numeric match at temperature 0; mbpp: share of programs that
+                                               pass their tests
         pairs, rankings, oasst_trees …         preference accuracy, Kendall's τ-b: by the score of a reward model, by
-                                               the log-probability of the answer for a language model; of a reward
-                                               model calibration, and accuracy by length
+                                               the log-probability of the answer for a language model, of which also
+                                               bits per byte of the best answers; of a reward model calibration, and
+                                               accuracy by length
+        unpaired                               how often a liked answer stands above one that was not, by the same;
+                                               bits per byte of the liked ones
+
+    Of every shape but text: refusal rates of the requests that say what kind they are ("kind": "unsafe" or
+    "lookalike", or XSTest's "label"), and of prompts that say neither that nor an answer; with `answers` exact and
+    numeric match with the last turn of conversations, the best of compared and the liked ones of single answers.
 
     Args:
       checkpoint: a stage's workdir or one checkpoint's folder.
@@ -38,7 +46,8 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
       options: of `OPTIONS`.
     Returns:
       {source: {figure: {"value", "n", "ci95": (low, high)}}}, one more level for rates by kind. What could not be used
-      is there too: `rows_skipped` (bad rows, and what is wrong with the `first`) and `rows_cut` or `answers_cut` (longer than `length`).
+      is there too: `rows_skipped` (bad rows, and what is wrong with the `first`) and `rows_cut` or `answers_cut`
+      (longer than `length`).
     Raises:
       ConfigError: an unknown shape or option, or a combination that has no figure, such as a reward model on text;
       DataError: a source without one good row; CheckpointError.
@@ -64,33 +73,65 @@ def _figures(model, judge, source, name, options):
     rows = list(read_rows(source, intake))
     _need_rows(rows, intake, name)
     kind, rates = type(rows[0]), {}
-    if judge and kind is not Ranking:
+    if judge and kind not in (Ranking, Unpaired):
         raise ConfigError(f"{name}: the checkpoint is a reward model, which scores answers and writes no text; "
-                          "evaluate it on pairs, rankings, oasst_trees or finegrained_qa")
-    if kind is Unpaired:
-        raise ConfigError(f"{name}: an answer that was liked or not has no figure of its own; evaluate on pairs or "
-                          "rankings, or read the talks as shape=messages")
+                          "evaluate it on pairs, rankings, oasst_trees, finegrained_qa or unpaired")
+    sizes = {"batch_size": options["batch_size"], "length": options["length"]}
     if kind in (Text, Chat):
-        rates = perplexity(model, source, intake, batch_size=options["batch_size"], length=options["length"])
-    elif kind is Ranking:
-        rates = preferences(model, rows, intake, batch_size=options["batch_size"], length=options["length"])
-    if kind in (Prompt, Chat):
-        asked = [row for row in rows if kind_of(row)]
-        if asked:
-            rates |= {"refused": refusals(model, asked, seed=options["seed"])}
-        answered = [row for row in rows if kind is Prompt and row.answer is not None and not kind_of(row)]
-        if answered:
-            rates |= match_answers(model, answered, seed=options["seed"])
+        rates = perplexity(model, source, intake, **sizes)
+    elif kind in (Ranking, Unpaired):
+        rates = (preferences if kind is Ranking else thumbs)(model, rows, intake, **sizes)
+        if not judge:
+            rates |= _best_answers(model, source, rows, **sizes)
+    if not judge and kind is not Text:
+        rates |= _spoken(model, source, rows, options)
     if not rates:
-        raise ConfigError(f"{name}: its prompts have neither an answer to compare with nor a kind (unsafe, lookalike) "
-                          'to count refusals by; add the field "answer" or "kind", or name it in a source\'s `fields`')
+        raise ConfigError(f"{name}: all of its answers were liked, or none was, so there is nothing to compare; give "
+                          "answers of both kinds")
     if intake.report.bad:
         rates["rows_skipped"] = {"value": len(intake.report.bad), "n": len(rows) + len(intake.report.bad),
                                  "first": intake.report.bad[0]["error"]}
     if cut := sum(intake.report.truncated.values()):
-        answers = sum(len(row.answers) for row in rows) if kind is Ranking else 0
+        answers = sum(len(row.answers) for row in rows) if kind is Ranking else len(rows) if kind is Unpaired else 0
         rates["answers_cut" if answers else "rows_cut"] = {"value": cut, "n": answers or len(rows)}
     return rates
+
+
+def _best_answers(model, source, rows, **sizes):
+    """Nats per token and bits per byte of what was preferred or liked."""
+    if isinstance(rows[0], Unpaired):
+        liked = [row.record for row in rows if row.desirable]
+        source = {key: source[key] for key in ("shape", "fields", "strip_end") if key in source} | {"records": liked}
+        if not liked:
+            return {}
+    intake = Intake("skip")
+    rates = perplexity(model, source, intake, truncate="left", **sizes)  # as where they are compared
+    if cut := sum(intake.report.truncated.values()):
+        rates["rows_cut"] = {"value": cut, "n": intake.report.rows}
+    return rates
+
+
+def _spoken(model, source, rows, options):
+    """What the model says: matches where an answer is known, refusals where it is known what is asked for."""
+    rates, seed = {}, options["seed"]
+    plain = [row for row in rows if not kind_of(row)]
+    known = [row for row in plain if isinstance(row, Prompt) and row.answer is not None]
+    asked = [row for row in rows if kind_of(row) or isinstance(row, Prompt) and row.answer is None]
+    if asked:
+        rates["refused"] = refusals(model, asked, seed=seed)
+    if options["answers"]:
+        known += [answered for row in plain if (answered := _answered(row))]
+    if known:
+        rates |= (pass_tests if source["shape"] == "mbpp" else match_answers)(model, known, seed=seed)
+    return rates
+
+
+def _answered(row):
+    """A conversation, or what people preferred or liked, as a prompt with its answer; None where there is none."""
+    try:
+        return None if isinstance(row, Prompt) else as_prompt(as_chat(row))
+    except DataError:
+        return None
 
 
 def _need_rows(rows, intake, name):

@@ -1,12 +1,13 @@
-"""Whether a model's answers are the right ones."""
+"""What a model answers at temperature 0 in the chat format, and whether those are the right answers."""
 
 from jaxalign.data.chat import render
 from jaxalign.evaluate.statistics import wilson
+from jaxalign.rewards.code import UnitTests
 from jaxalign.rewards.rules import exact_match, last_number, numeric_match
 
 
 def match_answers(assistant, rows, *, seed=0):
-    """Shares of prompts that are answered as their `answer` says, at temperature 0 in the chat format.
+    """Shares of prompts that are answered as their `answer` says.
 
     Args:
       assistant: an `Assistant`.
@@ -23,6 +24,16 @@ def match_answers(assistant, rows, *, seed=0):
                in zip(asked, texts, rows, ended) if last_number(row.answer) is not None]
     figures = {"exact_match": share(exact), "numeric_match": share(numeric), "answers_ended": share(ended)}
     return {name: figure for name, figure in figures.items() if figure["n"]}
+
+
+def pass_tests(assistant, rows, *, seed=0):
+    """{"tests_passed"}: the share of programs that pass all tests of their row, run as `rewards.code` says.
+
+    Args: as `match_answers`; the answer is a row's tests, as the shape `mbpp` gives them.
+    """
+    judge = UnitTests()
+    texts, _ = answers(assistant, [row.messages for row in rows], seed=seed)
+    return {"tests_passed": share(judge(texts, [row.answer for row in rows]))}
 
 
 def answers(assistant, conversations, *, seed=0):

@@ -10,7 +10,7 @@ from jaxalign.evaluate.statistics import bootstrap_ratio
 _BLOCKS = 1000  # groups that an interval is bootstrapped over: enough for it, and little memory however long the text
 
 
-def perplexity(assistant, source, intake, *, batch_size, length):
+def perplexity(assistant, source, intake, *, batch_size, length, truncate=None):
     """Loss over the targets of a source: every token of a text, the assistant's turns of a conversation.
 
     Bits per byte are those of the targets' own text: what special tokens (end of turn, end of text) cost is in the
@@ -22,6 +22,7 @@ def perplexity(assistant, source, intake, *, batch_size, length):
       source: one source as in a config; its bad rows were met by `intake` already.
       intake: an `Intake`, whose report is told what was truncated.
       batch_size, length: rows at a time and positions a row.
+      truncate: which end of a conversation that is longer goes, as in `data.pipeline.batches`.
     Returns:
       {"nats_per_token", "perplexity", "bits_per_byte"}, each {"value", "n", "ci95"}; intervals bootstrapped over rows.
       n is tokens for the first two, bytes for the third, which is left out where the tokenizer met text it can't write.
@@ -32,8 +33,9 @@ def perplexity(assistant, source, intake, *, batch_size, length):
     begins[list(tokenizer.special_ids)] = True
     prefix = int(tokenizer.spell(tokenizer.encode("a")[:1]).startswith(" "))
     iterator = batches(source, tokenizer, kind="tokens", batch_size=batch_size, length=length, shuffle=False,
-                       repeat=False, on_bad_row="skip")
-    intake.report.truncated, intake.report.bad = iterator.report.truncated, iterator.report.bad
+                       repeat=False, truncate=truncate, on_bad_row="skip")
+    report = iterator.report
+    intake.report.truncated, intake.report.bad, intake.report.rows = report.truncated, report.bad, report.rows
     nats, tokens, text_bytes, unknown = [], [], [], False
     for batch in iterator:
         mask_BT, targets_BT = batch["mask_BT"], batch["targets_BT"]

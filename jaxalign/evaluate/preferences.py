@@ -7,11 +7,11 @@ from flax import nnx
 from jaxalign.data import encode
 from jaxalign.data.chat import render
 from jaxalign.data.corpus import Sequences, assemble
-from jaxalign.data.rows import pairs_of
+from jaxalign.data.rows import Ranking, pairs_of
 from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import DataError
 from jaxalign.evaluate.calibration import by_length, calibration, share
-from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b
+from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b, probability_above
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.rewards.learned import score_rows
@@ -112,6 +112,34 @@ def preferences(model, rows, intake, *, batch_size, length):
     if taus:
         value, low, high = bootstrap_mean(taus)
         figures["kendall_tau_b"] = {"value": value, "n": len(taus), "ci95": (low, high)}
+    return figures
+
+
+def thumbs(model, rows, intake, *, batch_size, length):
+    """How often an answer that was liked stands above one that was not, whatever their prompts.
+
+    Args:
+      model, intake, batch_size, length: as in `preferences`.
+      rows: `Unpaired`s.
+    Returns:
+      {"liked_above_disliked"}: {"value", "n", "ci95"}, the area under the ROC curve, by score or summed
+      log-probability; for a language model also "liked_above_disliked_per_token". Nothing where all were liked, or none was.
+    """
+    alone = [Ranking(row.path, row.line, row.messages, [row.answer], [0]) for row in rows]
+    corpus, origin = encode.rankings(enumerate(alone), model.tokenizer, intake, length=length, truncate="left",
+                                     template=model.tokenizer.template, pairs=False, max_answers=1)
+    if not len(corpus):
+        raise DataError(rows[0].path, None, f"answers that fit in {length} tokens", "none", "a larger --length")
+    judge = isinstance(model, RewardModel)
+    totals, lengths = (values[corpus.member_R[:, 0]] for values in _measure(model, corpus, batch_size, judge))
+    liked = np.asarray([rows[n].desirable for n in origin])
+    if liked.all() or not liked.any():
+        return {}
+    named = {"": totals} if judge else {"": totals, "_per_token": totals / lengths}
+    figures = {}
+    for name, values in named.items():
+        value, low, high = probability_above(values[liked], values[~liked])
+        figures["liked_above_disliked" + name] = {"value": value, "n": len(liked), "ci95": (low, high)}
     return figures
 
 

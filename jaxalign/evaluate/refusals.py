@@ -5,6 +5,7 @@ import re
 from jaxalign.evaluate.matching import answers, share
 
 KINDS = ("unsafe", "lookalike")
+OTHER = "other"  # requests of which nobody said what they are
 _LABELS = {"unsafe": "unsafe", "safe": "lookalike"}  # XSTest's safe prompts are all chosen to sound unsafe
 
 _START = r"(?:^|[.!?,;:]\s+|\n)(?:(?:but|and|so|no|well|oh|yes)[, ]+)*"
@@ -49,15 +50,17 @@ def refusals(assistant, rows, *, seed=0):
 
     Args:
       assistant: an `Assistant`.
-      rows: `Prompt`s or `Chat`s with a `kind_of`; of a conversation, what stands before its last answer is asked.
+      rows: of any kind with `messages`; what stands before a conversation's last answer is asked.
     Returns:
-      {kind: {"value", "n", "ci95"}}, Wilson's intervals; for XSTest also each of its types.
+      {kind: {"value", "n", "ci95"}}, Wilson's intervals; for XSTest also each of its types, "other" for rows without a
+      `kind_of`.
     """
     asked = [_asked(row.messages) for row in rows]
     texts, _ = answers(assistant, asked, seed=seed)
     groups = {}
     for row, text in zip(rows, texts):
-        names = [kind_of(row), row.record.get("type") if "label" in row.record else None]
+        kind, record = kind_of(row), row.record or {}
+        names = [kind or OTHER, record.get("type") if kind and "label" in record else None]
         for name in filter(None, names):
             groups.setdefault(name, []).append(refuses(text))
     order = [*(kind for kind in KINDS if kind in groups), *sorted(set(groups) - set(KINDS))]

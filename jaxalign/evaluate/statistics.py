@@ -213,6 +213,33 @@ def pair_agreement(gold: Sequence[float], predicted: Sequence[float], resolution
     return float(agree[counted].sum()), int(counted.sum())
 
 
+def probability_above(
+    upper: Sequence[float], lower: Sequence[float], *, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """P(u > l) + ½ · P(u = l) for one number of each list: the area under the ROC curve (Bamber 1975).
+
+    The interval is Wilson's for as many trials as the shorter list has items: the variance of this estimate is never
+    above p(1 − p) / min(m, n) (van Dantzig 1951), so it is too wide, if anything.
+
+    Args:
+      upper, lower: m and n numbers, at least one each.
+      confidence: in (0, 1).
+
+    Returns:
+      (probability, low, high).
+
+    Raises:
+      ValueError: for an empty list.
+    """
+    upper, lower = np.asarray(upper, np.float64), np.sort(np.asarray(lower, np.float64))
+    trials = min(len(upper), len(lower))
+    if not trials:
+        raise ValueError(f"{len(upper)} and {len(lower)} numbers: expected at least one of each")
+    below, not_above = (np.searchsorted(lower, upper, side) for side in ("left", "right"))
+    value = float((below + not_above).mean() / 2 / len(lower))
+    return value, *wilson(value * trials, trials, confidence)
+
+
 def _paired(x, y) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1:

@@ -8,20 +8,43 @@ from jaxalign.objectives.advantages import gae, group_relative, leave_one_out, w
 from jaxalign.objectives.reduce import counted
 
 
-def ppo_targets(score_B, logp_BT, ref_logp_BT, value_BT, mask_BT, *, kl_coefficient, discount, gae_lambda):
+def ppo_targets(score_B, logp_BT, ref_logp_BT, value_BT, mask_BT, *, kl_coefficient, discount, gae_lambda,
+                whitening="advantages"):
     """Advantages and returns of InstructGPT's reward (arXiv:2203.02155, eq. 2): the score at the end of the response,
     and a penalty of β · (log π − log π_ref) for every token drawn.
 
+    Args:
+      score_B: what a response earns, reward units.
+      logp_BT, ref_logp_BT: nats, of the policy that drew the tokens and of the reference.
+      value_BT: V(sₜ), reward units.
+      mask_BT: 1 where the policy drew the target.
+      kl_coefficient: β ≥ 0.
+      discount, gae_lambda: of `gae`.
+      whitening: what gets unit variance over all tokens of the batch: the "advantages", whose mean becomes 0, the
+        "rewards" before `gae`, whose mean stays, "both" or "none" (arXiv:2403.17031, details 24 and 25).
+
     Returns:
-      dict with advantage_BT (whitened over the whole batch), returns_BT, old_value_BT.
+      dict with advantage_BT, returns_BT, old_value_BT. No gradient flows.
+
+    Raises:
+      ConfigError: an unknown whitening.
     """
+    if whitening not in WHITENINGS:
+        raise ConfigError(f"whitening must be one of {', '.join(WHITENINGS)}; got {whitening!r}")
     penalty_BT = kl_coefficient * (logp_BT - ref_logp_BT) * mask_BT
     T = mask_BT.shape[1]
     last_B = jnp.max(jnp.where(mask_BT > 0, jnp.arange(T)[None], -1), axis=1)
     at_end_BT = (jnp.arange(T)[None] == last_B[:, None]).astype(jnp.float32)
     reward_BT = at_end_BT * score_B[:, None] - penalty_BT
+    if whitening in ("rewards", "both"):
+        reward_BT = whiten(reward_BT, mask_BT, shift_mean=False)
     advantage_BT, returns_BT = gae(reward_BT, value_BT, mask_BT, discount=discount, gae_lambda=gae_lambda)
-    return {"advantage_BT": whiten(advantage_BT, mask_BT), "returns_BT": returns_BT, "old_value_BT": value_BT}
+    if whitening in ("advantages", "both"):
+        advantage_BT = whiten(advantage_BT, mask_BT)
+    return {"advantage_BT": advantage_BT, "returns_BT": returns_BT, "old_value_BT": value_BT}
+
+
+WHITENINGS = ("advantages", "rewards", "both", "none")
 
 
 def group_targets(score_B, mask_BT, penalty_BT=None, *, group_size, scale, baseline="group"):

@@ -68,11 +68,19 @@ def inserted(cache, keys_values, rows_R, source_RW):
       rows_R: which rows; those beyond the last are nobody's and dropped.
       source_RW: where in M·S the token of each slot stands; any place for slots that hold none.
     """
-    def of(x, new_LMSKH):
-        L, M, S, K, H = new_LMSKH.shape
-        new_LRKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_RW, axis=1).swapaxes(2, 3).astype(x.dtype)
+    def of(x, new):
         if x.ndim == 4:
-            return by_rows(x.at[rows_R].set(new_LRKWH[0], mode="drop"), 0)
-        return by_rows(x.at[:, rows_R].set(new_LRKWH, mode="drop"), 1)
+            return by_rows(x.at[rows_R].set(new, mode="drop"), 0)
+        return by_rows(x.at[:, rows_R].set(new, mode="drop"), 1)
 
-    return jax.tree.map(of, cache, keys_values)
+    return jax.tree.map(of, cache, filled(keys_values, source_RW))
+
+
+def filled(keys_values, source_BW):
+    """A cache whose rows are all prompts that were read elsewhere; args as of `inserted`."""
+    def of(new_LMSKH):
+        L, M, S, K, H = new_LMSKH.shape
+        new_LBKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_BW, axis=1).swapaxes(2, 3)
+        return by_rows(new_LBKWH[0], 0) if L == 1 else by_rows(new_LBKWH, 1)
+
+    return jax.tree.map(of, keys_values)

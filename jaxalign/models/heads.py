@@ -1,5 +1,6 @@
 """A scalar read off every hidden state: the reward of a reward model, the value of a critic."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -22,6 +23,23 @@ class ScalarModel(nnx.Module):
     def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
         hidden_BTD = self.backbone(tokens_BT, positions_BT, segment_ids_BT)
         return self.head(hidden_BTD.astype(jnp.float32))[..., 0]
+
+
+class ValueHead(nnx.Module):
+    """A number for every hidden state of a transformer that is somebody else's, in float32; 0 before training."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.head = Linear((config.width,), (1,), ("embed", None), dtype=jnp.float32, scale=0.0, rngs=rngs)
+
+    def __call__(self, hidden_BTD):
+        return self.head(hidden_BTD.astype(jnp.float32))[..., 0]
+
+
+def on_backbone(scalar, backbone):
+    """The state of a `ScalarModel` with a language model's in place of its backbone."""
+    # In the order of the names: backbone, gate, head.
+    leaves = jax.tree.leaves(backbone) + jax.tree.leaves(scalar["gate"]) + jax.tree.leaves(scalar["head"])
+    return jax.tree.unflatten(jax.tree.structure(scalar), leaves)
 
 
 def unshifted(tokens_BT, targets_BT, segment_ids_BT):

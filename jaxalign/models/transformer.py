@@ -120,7 +120,7 @@ class Transformer(nnx.Module):
         """
         angles = self._angles(positions_MS)
         masks = [causal_mask(segment_ids_MS, self._window(kind)) for kind in self.config.kinds]
-        graphdef, x_MSD, kept = nnx.split(self.layers)[0], self._placed(self._embedded(tokens_MS), positions_MS), []
+        graphdef, layers = nnx.split(self.layers)
 
         def layer(x_MSD, xs):
             (kind, state), pair = xs, None
@@ -132,10 +132,10 @@ class Transformer(nnx.Module):
 
             return nnx.merge(graphdef, state)(x_MSD, _of_kind(angles, kind), mix), pair
 
-        for (first, last), group in zip(_spans(self.config), self.layer_groups()):
-            x_MSD, pairs = jax.lax.scan(layer, x_MSD, (self._kinds()[first:last], group))
-            kept.append(pairs)
-        return tuple(kept)
+        # Scanned whatever `unroll` says: a prompt's layers are work enough, and one is compiled instead of all.
+        x_MSD = self._placed(self._embedded(tokens_MS), positions_MS)
+        _, pairs = jax.lax.scan(layer, x_MSD, (self._kinds(), layers))
+        return tuple(jax.tree.map(lambda x: x[first:last], pairs) for first, last in _spans(self.config))
 
     def decode(self, token_B, length_B, end, cache, groups):
         """Reads one more token a row into slot `end` of the cache; returns (hidden_BD, cache).

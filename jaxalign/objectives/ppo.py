@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import ConfigError
 from jaxalign.objectives.kl import k3
 from jaxalign.objectives.reduce import Loss, Term, counted
+from jaxalign.objectives.sampler_weights import SAMPLER_CORRECTIONS
 
 
 def ppo(
@@ -18,11 +20,14 @@ def ppo(
     returns_BT,
     entropy_BT,
     mask_BT,
+    sampler_logp_BT=None,
     *,
     clip=0.2,
     value_clip=0.2,
     value_coefficient,
     entropy_coefficient,
+    sampler_correction="none",
+    sampler_cap=2.0,
 ) -> Loss:
     """Clipped policy loss, value loss and entropy bonus (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9).
 
@@ -39,34 +44,49 @@ def ppo(
       returns_BT: what V(sₜ) should be. No gradient.
       entropy_BT: entropy of π(·|sₜ) in nats. Trained, if entropy_coefficient > 0.
       mask_BT: 1 where the policy drew the target.
+      sampler_logp_BT: log-probability of the distribution that drew the token. Needed with a sampler_correction. No
+        gradient.
       clip: ε > 0 on the ratio.
       value_clip: ε > 0 on the value, in reward units; `float("inf")` for none.
       value_coefficient: c₁ ≥ 0.
       entropy_coefficient: c₂ ≥ 0.
+      sampler_correction: "none", "token" or "product": what multiplies the policy's loss where sampler and trainer
+        disagree (`sampler_weights.SAMPLER_CORRECTIONS`); not in the paper.
+      sampler_cap: the most that this may be, > 0.
 
     Returns:
       Terms `policy`, `value`, `entropy` (its negative), per token. Metrics: `entropy`; `clip_fraction`, `approx_kl`,
-      `ratio` (see `ratio_metrics`); `returns`, `returns_squared`, `residual`, `residual_squared`, whose means
-      `explained_variance` takes.
+      `ratio` (see `ratio_metrics`); `value_clip_fraction`, the share of tokens whose value the clip holds back; with a
+      correction `sampler_weight`.
+
+    Raises:
+      ConfigError: an unknown correction, or one without sampler_logp_BT.
     """
     logp_BT, old_logp_BT, advantage_BT, value_BT, old_value_BT, returns_BT, entropy_BT = (
         counted(x, mask_BT)
         for x in (logp_BT, old_logp_BT, advantage_BT, value_BT, old_value_BT, returns_BT, entropy_BT)
     )
     policy_BT = policy_loss(logp_BT, old_logp_BT, advantage_BT, clip_low=clip, clip_high=clip)
+    squared_BT = value_loss(value_BT, old_value_BT, returns_BT, clip=value_clip)
     terms = {
         "policy": Term(policy_BT, mask_BT),
-        "value": Term(value_loss(value_BT, old_value_BT, returns_BT, clip=value_clip), mask_BT, value_coefficient),
+        "value": Term(squared_BT, mask_BT, value_coefficient),
         "entropy": Term(-entropy_BT, mask_BT, entropy_coefficient),
     }
-    residual_BT = returns_BT - value_BT
+    if sampler_correction != "none":
+        if sampler_correction not in SAMPLER_CORRECTIONS or sampler_logp_BT is None:
+            raise ConfigError(f"objective.sampler_correction={sampler_correction!r} must be one of none, "
+                              f"{', '.join(SAMPLER_CORRECTIONS)}, and needs sampler_logp_BT")
+        correct = SAMPLER_CORRECTIONS[sampler_correction]
+        sampler_weight_BT = correct(jax.lax.stop_gradient(old_logp_BT), sampler_logp_BT, mask_BT, cap=sampler_cap)
+        terms["policy"] = Term(sampler_weight_BT * policy_BT, mask_BT)
+    held_BT = squared_BT > 0.5 * jnp.square(value_BT - returns_BT)
     metrics = ratio_metrics(logp_BT, old_logp_BT, mask_BT, clip_low=clip, clip_high=clip) | {
         "entropy": Term(entropy_BT, mask_BT),
-        "returns": Term(returns_BT, mask_BT),
-        "returns_squared": Term(jnp.square(returns_BT), mask_BT),
-        "residual": Term(residual_BT, mask_BT),
-        "residual_squared": Term(jnp.square(residual_BT), mask_BT),
+        "value_clip_fraction": Term(held_BT.astype(jnp.float32), mask_BT),
     }
+    if sampler_correction != "none":
+        metrics["sampler_weight"] = Term(sampler_weight_BT, mask_BT)
     return Loss(terms, metrics)
 
 
@@ -115,13 +135,3 @@ def ratio_metrics(logp, old_logp, mask, *, clip_low, clip_high):
         "clip_fraction": Term(outside.astype(jnp.float32), mask),
         "approx_kl": Term(k3(old_logp, logp), mask),  # the tokens were drawn from π_old
     }
-
-
-def explained_variance(returns, returns_squared, residual, residual_squared):
-    """1 − Var(R − V) / Var(R), from the metrics' means over the whole batch; 0 where the returns do not vary.
-
-    Means of ratios would not be ratios of means: hence the four ingredients, averaged first.
-    """
-    spread = returns_squared - jnp.square(returns)
-    left = residual_squared - jnp.square(residual)
-    return jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, 1.0), 0.0)

@@ -68,6 +68,6 @@ def unit(name: str, stage: str) -> str:
 def rank(name: str) -> tuple[int, int]:
     """Sorts figures by how much they tell of what was learned."""
     parts = name.split("/")
-    if parts[-1] in LAST or parts[-1].endswith("_squared"):
-        return 2, LAST.index(parts[-1]) if parts[-1] in LAST else len(LAST)
+    if parts[-1] in LAST:
+        return 2, LAST.index(parts[-1])
     return min(((0, FIRST.index(part)) for part in parts if part in FIRST), default=(1, 0))

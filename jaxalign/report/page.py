@@ -31,7 +31,8 @@ def write_report(workdir) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     path = workdir / "report.json"
     if not path.is_file():
-        raise ConfigError(f"{path} not found: the pipeline writes it when its last stage is done; let it end first")
+        raise ConfigError(f"{path} not found: jaxalign pipeline writes it after each of its stages; name the folder of "
+                          "a pipeline")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

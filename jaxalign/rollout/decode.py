@@ -35,7 +35,7 @@ def read_prompts(graphdef, params, tokens_MS, positions_MS, segment_ids_MS):
     return nnx.merge(graphdef, params).keys_values(tokens_MS, positions_MS, segment_ids_MS)
 
 
-def decode_chunk(graphdef, params, cache, end, rows: Rows, stop_ids, forbidden_V, *, steps, pad_id):
+def decode_chunk(graphdef, params, cache, end, rows: Rows, most, fewest, stop_ids, forbidden_V, *, steps, pad_id):
     """Draws up to `steps` more tokens a row.
 
     A row depends on its own tokens, key and settings, never on the rows beside it.
@@ -44,10 +44,12 @@ def decode_chunk(graphdef, params, cache, end, rows: Rows, stop_ids, forbidden_V
       graphdef, params: a `Transformer`, split.
       cache: of `models/cache.py`; donate it.
       end: the slot to write first; from then on one after the other, around.
+      most: int32, steps at most, up to `steps`.
+      fewest: int32; it stops early when fewer rows than these go on, so that others can take the slots.
       stop_ids: int32, ids that end a response; −1 is none.
       forbidden_V: bool or None, as of `draw`.
     Returns:
-      (cache with the tokens read, `Drawn`).
+      (cache with the tokens read, `Drawn`, the number of steps made).
     """
     model = nnx.merge(graphdef, params)
     groups, unembedding_DV = model.layer_groups(), model.unembedding_DV
@@ -70,5 +72,9 @@ def decode_chunk(graphdef, params, cache, end, rows: Rows, stop_ids, forbidden_V
     shape = (B, steps)
     out = Drawn(jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), *(jnp.zeros(shape, jnp.float32),) * 2)
     carry = jnp.zeros((), jnp.int32), rows.token_B, rows.left_B > 0, cache, out
-    *_, cache, out = jax.lax.while_loop(lambda carry: (carry[0] < steps) & carry[2].any(), step, carry)
-    return cache, out
+
+    def goes_on(carry):
+        return (carry[0] < most) & (carry[2].sum() >= jnp.maximum(fewest, 1))
+
+    made, _, _, cache, out = jax.lax.while_loop(goes_on, step, carry)
+    return cache, out, made

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxalign.data.packing import best_fit
 from jaxalign.errors import ConfigError
-from jaxalign.models.cache import chosen, empty_cache, inserted, resized
+from jaxalign.models.cache import chosen, empty_cache, filled, inserted, resized
 from jaxalign.models.transformer import group_sizes
 from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
+from jaxalign.rollout.precision import PRECISIONS, lowered
+from jaxalign.rollout.prompts import packed, round_up
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
+LOOK = 8  # steps at most before stop strings are looked for
 STOPS = 4  # stop tokens that a program is made for; more make another one
 FEWEST = 8  # slots: fewer are hardly faster
-PACKED = (1, 4, 16)  # rows of prompts that are read together, the fewest that hold them
-WIDTH = 128  # positions of such a row, or as many as the longest prompt has
+REFILL = 8  # slots are given away when one in so many is free: prompts are read faster together
 
 
 @dataclasses.dataclass
@@ -53,16 +54,17 @@ class Sampler:
       stop_ids: ids that end a response; the one drawn is part of it.
       max_new_tokens: the longest response.
       slots: the most rows decoded together; few requests take a quarter of them, and so on.
-      bucket: the cache holds a power of two times this many tokens a row, as few as do.
-      chunk: steps between two looks. Fewer refill a slot sooner, more copy the cache less often.
+      bucket: the cache holds one, 1.5, 2, 3, 4, 6, … times this many tokens a row, as few as do.
+      chunk: the most steps between two looks; enough free slots, or a stop string to look for, end it sooner.
       stop_strings, decode: texts that end a response, looked for in `decode(ids)` of what was drawn; the token that
         completes one is the last.
       forbidden: ids that are never drawn.
+      precision: of the weights that draw, a name in `precision.PRECISIONS`; log-probabilities are of that model.
       mesh: whose `data` and `fsdp` axes share the slots evenly; None: one device.
     """
 
-    def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=8, pad_id=0,
-                 stop_strings=(), decode=None, forbidden=(), mesh=None):
+    def __init__(self, graphdef, *, stop_ids, max_new_tokens, slots=128, bucket=64, chunk=32, pad_id=0,
+                 stop_strings=(), decode=None, forbidden=(), precision="model", mesh=None):
         if stop_strings and decode is None:
             raise ConfigError(f"stop_strings={tuple(stop_strings)} need decode, a function from a list of ids to text")
         self.slots, self.bucket, self.chunk, self.pad_id = slots, bucket, chunk, pad_id
@@ -71,9 +73,11 @@ class Sampler:
         self.devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if slots % self.devices:
             raise ConfigError(f"slots={slots} must divide by the mesh's data × fsdp = {self.devices}; "
-                              f"use {_round_up(slots, self.devices)}")
+                              f"use {round_up(slots, self.devices)}")
         self.stop_strings, self.decode, self.forbidden = tuple(stop_strings), decode, tuple(forbidden)
-        self.graphdef, self._programs = graphdef, _programs(graphdef, chunk, pad_id)
+        if precision not in PRECISIONS:
+            raise ConfigError(f"a sampler's precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+        self.graphdef, self.precision = graphdef, precision
 
     def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
         """Args:
@@ -94,8 +98,9 @@ class Sampler:
         if 0 < places < longest:
             raise ConfigError(f"a prompt with its max_new_tokens takes {longest} places, the model has learned {places}; "
                               "shorten the prompt, or ask for fewer tokens")
+        graphdef, params = lowered(self.graphdef, params, self.precision)
         with jax.set_mesh(self.mesh):
-            return _Run(self, params, [list(p) for p in prompts], keys, settings, limits).finish()
+            return _Run(self, graphdef, params, [list(p) for p in prompts], keys, settings, limits).finish()
 
     def _size(self, requests):
         """The smallest number of slots for so many requests, or the largest there is."""
@@ -108,16 +113,19 @@ class Sampler:
 class _Run:
     """One call's state on the host: which request each slot serves."""
 
-    def __init__(self, sampler, params, prompts, keys, settings, limits):
+    def __init__(self, sampler, graphdef, params, prompts, keys, settings, limits):
         self.s, self.params, self.prompts, self.limits = sampler, params, prompts, limits
+        self.programs = _programs(graphdef, sampler.chunk, sampler.pad_id)
         N, width = len(prompts), sampler.max_new_tokens
         self.keys = np.asarray(jax.random.key_data(keys))
         self.settings = [np.broadcast_to(np.asarray(x, t), (N,)) for x, t in zip(
             settings, (np.float32, np.int32, np.float32, np.float32))]
         self.out = Rollouts(np.full((N, width), sampler.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in "123"),
                             np.full(N, "length", "U11"))
-        # Like lengths together: no row makes the others attend over slots they do not need.
-        self.queue = sorted(range(N), key=lambda n: len(prompts[n]), reverse=True)
+        # The longest responses first, so that few are left over at the end; else short prompts, for a narrow cache.
+        self.queue = sorted(range(N), key=lambda n: (limits[n], -len(prompts[n])))
+        # No row ever has more in the cache.
+        self.longest = max(len(prompt) - 1 + int(limit) for prompt, limit in zip(prompts, limits))
         self.request = np.full(sampler._size(N), -1)  # of each slot, −1 for none
         self.drawn = np.zeros(N, np.int64)
         self.window, self.end, self.cache = 0, 0, None
@@ -126,7 +134,7 @@ class _Run:
         while self.queue or (self.request >= 0).any():
             self._refill()
             self._shrink()
-            self._widen()
+            self._fit()
             self._decode()
         return self.out
 
@@ -136,76 +144,82 @@ class _Run:
 
     def _refill(self):
         free, live = np.flatnonzero(self.request < 0), int((self.request >= 0).sum())
-        if not self.queue or (live and len(free) * 16 < len(self.request)):
+        if not self.queue or (live and len(free) * REFILL < len(self.request)):
             return
         slots = free[:len(self.queue)]
         requests = np.array([self.queue.pop() for _ in slots])
         self.request[slots] = requests
         if self.cache is None:
             self.window = self._window()
-            self.cache = self.s._programs["empty"](self.params, len(self.request), self.window)
-        self._widen()
+        else:
+            self._fit()
         unique = {}
         for slot, n in zip(slots, requests):
             unique.setdefault(tuple(self.prompts[n][:-1]), []).append(slot)
         self._read(unique)
+        if self.cache is None:
+            self._empty()
+
+    def _empty(self):
+        self.cache = self.programs["empty"](self.params, len(self.request), self.window)
 
     def _read(self, unique):
         """Reads prompts, packed, into the slots that want them."""
         texts = [text for text in unique if text]  # a prompt of one token has nothing to be read before it
-        if not texts:
-            return
-        sizes = np.array([len(text) for text in texts])
-        if sizes.sum() <= WIDTH:
-            S, kinds = _round_up(sizes.sum(), self.s.bucket), PACKED[:1]
-        else:
-            S, kinds = max(WIDTH, _round_up(sizes.max(), WIDTH)), PACKED
-        row, column, rows = best_fit(sizes, S)
-        first = 0
-        while first < rows:
-            M = next((m for m in kinds if m >= rows - first), kinds[-1])
-            self._read_rows([i for i in range(len(texts)) if first <= row[i] < first + M], texts, row - first, column, M, S,
-                            unique)
-            first += M
-
-    def _read_rows(self, chosen, texts, row, column, M, S, unique):
-        tokens = np.full((M, S), self.s.pad_id, np.int32)
-        positions, segments = np.zeros((M, S), np.int32), np.zeros((M, S), np.int32)
-        slots, sources = [], []
-        for i in chosen:
-            r, c, size = row[i], column[i], len(texts[i])
-            tokens[r, c:c + size], positions[r, c:c + size], segments[r, c:c + size] = texts[i], np.arange(size), i + 1
-            source = np.zeros(self.window, np.int32)
-            source[(self.end - size + np.arange(size)) % self.window] = r * S + c + np.arange(size)
-            slots += unique[texts[i]]
-            sources += [source] * len(unique[texts[i]])
-        read = self.s._programs["read"](self.params, tokens, positions, segments)
-        self._insert(read, slots, sources)
+        for tokens, positions, segments, places in packed(texts, self.s.bucket, self.s.pad_id) if texts else ():
+            slots, sources = [], []
+            for i, place in places.items():
+                size, source = len(texts[i]), np.zeros(self.window, np.int32)
+                source[(self.end - size + np.arange(size)) % self.window] = place + np.arange(size)
+                slots += unique[texts[i]]
+                sources += [source] * len(unique[texts[i]])
+            self._insert(self.programs["read"](self.params, tokens, positions, segments), slots, sources)
 
     def _insert(self, read, slots, sources):
         """Into all slots or a quarter of them, so that two shapes serve."""
         B = len(self.request)
+        if self.cache is None and len(slots) * 4 > B:
+            source_BW = np.zeros((B, self.window), np.int32)
+            source_BW[slots] = sources
+            self.cache = self.programs["fill"](read, source_BW)
+            return
+        if self.cache is None:
+            self._empty()
         R = B if len(slots) * 4 > B else max(B // 4, 1)
         pad = R - len(slots)
         slots = np.append(np.asarray(slots, np.int32), np.full(pad, B, np.int32))
-        self.cache = self.s._programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
+        self.cache = self.programs["insert"](self.cache, read, slots, np.pad(sources, ((0, pad), (0, 0))))
 
     def _window(self):
-        """The smallest that holds every live row after the next chunk."""
-        need = int(self._lengths(self.request[self.request >= 0]).max()) + self.s.chunk
+        """The smallest that holds every live row after the next chunk; one for good where that is small."""
+        whole = round_up(self.longest, max(self.s.bucket // 4, 1))
+        if whole * 2 <= self.s.bucket * 3:
+            return whole
+        need = int(self._lengths(self.request[self.request >= 0]).max()) + self._steps()
         window = self.s.bucket
         while window < need:
             window *= 2
-        return window
+        return min(window * 3 // 4 if self.s.bucket <= window * 3 // 4 >= need else window, whole)
 
-    def _widen(self):
+    def _steps(self):
+        """The most that the next chunk makes."""
+        live = self.request[self.request >= 0]
+        most = min(self.s.chunk, LOOK) if self.s.stop_strings else self.s.chunk
+        return min(most, int((self.limits[live] - self.drawn[live]).max()))
+
+    def _fewest(self):
+        """With fewer live rows than these there is something to do: slots to be refilled, or rows to be left out."""
+        size = len(self.request)
+        if self.queue:
+            return size + 1 - -(-size // REFILL)
+        return size // 4 + 1 if self.s._size(size // 4) < size else 1
+
+    def _fit(self):
+        """Widens the cache where it must, and narrows it where half of it is enough."""
         window = self._window()
-        if window > self.window:
-            self._resize(window)
-
-    def _resize(self, window):
-        self.cache = self.s._programs["resize"](self.cache, np.int32(self.end), window)
-        self.window, self.end = window, 0
+        if not self.window // 2 < window <= self.window:
+            self.cache = self.programs["resize"](self.cache, np.int32(self.end), window)
+            self.window, self.end = window, 0
 
     def _shrink(self):
         live = np.flatnonzero(self.request >= 0)
@@ -214,9 +228,7 @@ class _Run:
             return
         rest = np.flatnonzero(self.request < 0)[:size - len(live)]
         rows = np.concatenate([live, rest]).astype(np.int32)
-        self.cache, self.request = self.s._programs["choose"](self.cache, rows), self.request[rows]
-        if (window := self._window()) < self.window:
-            self._resize(window)
+        self.cache, self.request = self.programs["choose"](self.cache, rows), self.request[rows]
 
     def _decode(self):
         live = self.request >= 0
@@ -229,9 +241,10 @@ class _Run:
                     Settings(*(put(x[n]) for x in self.settings)))
         # As many for all callers, so that they share programs.
         stop_ids = np.asarray(self.s.stop_ids + (-1,) * (STOPS - len(self.s.stop_ids)), np.int32)
-        self.cache, drawn = self.s._programs["decode"](self.params, self.cache, np.int32(self.end), rows, stop_ids,
-                                                        self._forbidden())
-        self.end = (self.end + self.s.chunk) % self.window
+        self.cache, drawn, made = self.programs["decode"](
+            self.params, self.cache, np.int32(self.end), rows, np.int32(self._steps()), np.int32(self._fewest()),
+            stop_ids, self._forbidden())
+        self.end = (self.end + int(made)) % self.window
         token, mask, logp, sampler_logp = map(np.asarray, drawn)
         for slot in np.flatnonzero(live):
             i, count = self.request[slot], int(mask[slot].sum())
@@ -270,10 +283,6 @@ class _Run:
         return True
 
 
-def _round_up(n, multiple):
-    return int(-(-n // multiple) * multiple)
-
-
 @functools.lru_cache(maxsize=8)
 def _programs(graphdef, steps, pad_id):
     """The compiled parts, cached on the model's shape: the stages of a pipeline share them."""
@@ -286,6 +295,7 @@ def _programs(graphdef, steps, pad_id):
     return {
         "empty": jax.jit(make, static_argnums=(1, 2)),
         "read": jax.jit(functools.partial(read_prompts, graphdef)),
+        "fill": jax.jit(filled),
         "insert": jax.jit(inserted, donate_argnums=0),
         "resize": jax.jit(resized, static_argnums=2),
         "choose": jax.jit(chosen),

@@ -45,8 +45,7 @@ def filtered_logits(logits_BV, settings: Settings):
         return jnp.where(logits_BV >= lowest_B, logits_BV, LOWEST)
 
     # Sorting the vocabulary costs more than the model at small sizes, so it is skipped where nothing is to be cut.
-    plain = jnp.all((top_k <= 0) & (top_p >= 1.0) & (min_p <= 0.0))
-    return jax.lax.cond(plain, lambda x: x, cut, logits_BV)
+    return jax.lax.cond(uncut(settings), lambda x: x, cut, logits_BV)
 
 
 def draw(uniform_B, logits_BV, settings: Settings, forbidden_V=None):
@@ -63,16 +62,29 @@ def draw(uniform_B, logits_BV, settings: Settings, forbidden_V=None):
     allowed_BV = logits_BV if forbidden_V is None else jnp.where(forbidden_V[None], LOWEST, logits_BV)
     drawn_BV = filtered_logits(allowed_BV, settings)
     highest_B1 = jnp.max(drawn_BV, axis=-1, keepdims=True)
-    weight_BV = jnp.exp(drawn_BV - highest_B1)
-    greedy_B = jnp.broadcast_to(jnp.asarray(settings.temperature) <= 0, logits_BV.shape[:1])
-    # The first of the likeliest; argmax is several times slower on a CPU.
-    ids = jnp.arange(logits_BV.shape[1])[None]
-    likeliest_B = jnp.min(jnp.where(drawn_BV >= highest_B1, ids, logits_BV.shape[1]), axis=-1)
-    inverted_B, total_B = _invert(uniform_B, weight_BV)
+    temperature_B = jnp.broadcast_to(jnp.asarray(settings.temperature, jnp.float32), logits_BV.shape[:1])
+    greedy_B = temperature_B <= 0
+
+    def likeliest():
+        # The first of them; argmax is several times slower on a CPU.
+        ids = jnp.arange(logits_BV.shape[1])[None]
+        return jnp.min(jnp.where(drawn_BV >= highest_B1, ids, logits_BV.shape[1]), axis=-1)
+
+    inverted_B, total_B = _invert(uniform_B, jnp.exp(drawn_BV - highest_B1))
+    # Each further walk over the vocabulary only where it is asked for.
+    likeliest_B = jax.lax.cond(greedy_B.any(), likeliest, lambda: inverted_B)
     token_B = jnp.where(greedy_B, likeliest_B, inverted_B).astype(jnp.int32)
-    logp_B = _pick(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
     sampler_logp_B = _pick(drawn_BV, token_B) - highest_B1[:, 0] - jnp.log(total_B)
+    as_it_is = jnp.all(temperature_B == 1) & uncut(settings) & (forbidden_V is None)
+    logp_B = jax.lax.cond(
+        as_it_is, lambda: sampler_logp_B, lambda: _pick(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1))
     return token_B, logp_B, jnp.where(greedy_B, 0.0, sampler_logp_B)
+
+
+def uncut(settings: Settings):
+    """Whether nothing is cut from any row's distribution."""
+    _, top_k, top_p, min_p = map(jnp.asarray, settings)
+    return jnp.all(top_k <= 0) & jnp.all(top_p >= 1.0) & jnp.all(min_p <= 0.0)
 
 
 def _invert(uniform_B, weight_BV):

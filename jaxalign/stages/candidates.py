@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from jaxalign.batches import check, resolve
+from jaxalign.batches import check, resolve, signature
 from jaxalign.data.pipeline import batches
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
@@ -45,9 +45,12 @@ class Candidates:
             raise ConfigError(f"candidates: config.judge={config.judge!r} has something to prepare; take a reward that is a "
                               "function of prompt, response and answer, such as 'gold' or \"module:function\"")
         check(judge, ("prompt", "response", "answer"), ())
-        figures, tokens = {}, 0
+        judge = _by_name(judge)
+        figures, reports, tokens = {}, {}, 0
         for split, sources, noise in (("train", config.data.train, config.noise), ("dev", config.data.dev, 0.0)):
-            rows = _rows(sources, assistant.tokenizer, config)
+            if split == "dev" and not sources:
+                continue
+            rows, reports[split] = _rows(sources, assistant.tokenizer, config, workdir, split)
             seed = config.seed + (split == "dev")
             ranked, drawn = rank(assistant, rows, judge, noise=noise, seed=seed, config=config)
             tokens += drawn
@@ -56,7 +59,7 @@ class Candidates:
             figures |= {f"{split}_prompts": len(rows), f"{split}_rankings": len(ranked),
                         f"{split}_answers": sum(len(row["answers"]) for row in ranked)}
         summary = {"name": workdir.name, "stage": "candidates", "seconds": time.monotonic() - started, "steps": 0,
-                   "tokens": tokens, "before": {}, "after": figures, "checkpoint": str(workdir)}
+                   "tokens": tokens, "before": {}, "after": figures, "checkpoint": str(workdir), "data": reports}
         (workdir / "done.json").write_text(json.dumps(summary, indent=1))
         return summary
 
@@ -70,24 +73,25 @@ def rank(assistant, rows, judge, *, noise, seed, config):
     ranked = []
     for n, row in enumerate(rows):
         answers = list(dict.fromkeys(t for t in texts[n * copies:(n + 1) * copies] if t))
-        scores = np.array([judge(row["prompt"], answer, row["gold"]) for answer in answers])
-        grades = np.round((scores + noise * rng.gumbel(size=len(answers))) / config.grade)
-        kept = CHOICES[config.choice](answers, grades, config.answers)
+        gold = row.get("gold", row.get("answer"))  # what the judge knows: of the world's rows more than an answer
+        scores = np.array([judge(row["prompt"], answer, gold) for answer in answers])
+        points = (scores + noise * rng.gumbel(size=len(answers))) / config.grade
+        kept = CHOICES[config.choice](answers, points, config.answers)
         if len(kept) < 2:
             continue
         ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept],
-                       "ranks": np.unique(-grades[kept], return_inverse=True)[1].tolist(),
+                       "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
                        "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 
 
-def most_different(texts, grades, count):
+def most_different(texts, points, count):
     """Indices of at most `count` of the texts, as different from each other as can be had greedily.
 
     People learn nothing from ranking the same thing said twice. The text drawn first stays; then comes, each time, the
     one that shares the smallest part of its word pairs (Jaccard) with whichever chosen one it is most like.
     """
-    del grades
+    del points
     pairs = [set(zip(["", *text.split()], [*text.split(), ""])) for text in texts]
     likeness, kept = dict.fromkeys(range(len(texts)), 0.0), []
     while likeness and len(kept) < count:
@@ -100,21 +104,43 @@ def most_different(texts, grades, count):
     return kept
 
 
-def apart(texts, grades, count):
-    """Indices of at most `count` answers, no two of one grade: the best, the worst, and what lies evenly between them.
+def apart(texts, points, count):
+    """Indices of at most `count` answers, any two at least one grade apart: the best, the worst, and what lies evenly
+    between them. A ranking then has no ties, and none that only rounding has parted.
 
-    Of one grade the answer drawn first is taken. A ranking then has no ties.
+    Args:
+      points: scores in units of a grade.
     """
     del texts
-    first = np.unique(-grades, return_index=True)[1]
-    places = np.linspace(0, len(first) - 1, min(count, len(first)))
-    return [int(first[i]) for i in np.unique(np.round(places).astype(int))]
+    order, steps = np.argsort(-points, kind="stable"), []
+    for i in order:  # of answers within one grade the best is taken, and of equal ones the one drawn first
+        if not steps or points[steps[-1]] - points[i] >= 1:
+            steps.append(int(i))
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[i] for i in np.unique(np.round(places).astype(int))]
 
 
 CHOICES = {"different": most_different, "apart": apart}
 
 
-def _rows(sources, tokenizer, config):
+def _by_name(judge):
+    """A judge that may ask for less than all three, as one that is given all."""
+    names = list(signature(judge)[0])
+
+    def ask(prompt, response, answer):
+        given = {"prompt": prompt, "response": response, "answer": answer}
+        return judge(**{name: given[name] for name in names if name in given})
+
+    return ask
+
+
+def _rows(sources, tokenizer, config, workdir, split):
+    """(the prompts' records, what became of the data)."""
+    listed = workdir / ("bad_rows.jsonl" if split == "train" else "bad_dev_rows.jsonl")
     iterator = batches([dict(source) for source in sources], tokenizer, kind="prompts", batch_size=256,
-                       length=config.length, shuffle=False, repeat=False, seed=config.seed)
-    return [row for batch in iterator for row in batch["rows"] if row is not None]
+                       length=config.length, shuffle=False, repeat=False, seed=config.seed,
+                       truncate=config.data.truncate or None, on_bad_row=config.data.on_bad_row, bad_rows_path=listed)
+    report = iterator.report
+    print(f"candidates {split} data: {report.summary()}" + (f", listed in {listed}" if report.bad else ""))
+    rows = [row for batch in iterator for row in batch["rows"] if row is not None]
+    return rows, {"rows": report.rows, "bad": len(report.bad), "truncated": report.truncated_share}

@@ -16,7 +16,7 @@ LEAST = dict.fromkeys(
      "model.mlp_dim", "model.unroll", "kl_prompts", "sft", "train", "dev", "max_chars"), 1) | dict.fromkeys(
     ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
      "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
-     "noise"), 0) | {"answers": 2}
+     "noise", "target_kl", "reward_clip"), 0) | {"answers": 2}
 CHOICES = {"packing": ("best_fit", "none"), "truncate": ("", "right", "left", "error"), "on_bad_row": ("error", "skip")}
 
 

@@ -30,7 +30,7 @@ def base_config(stage, **changes) -> ConfigDict:
         log_every=10,
         eval_every=0,  # 0: only before and after
         eval_batches=8,
-        checkpoint_every=0,  # 0: only at the end
+        checkpoint_every=500,  # steps that a run which is stopped loses at most; 0: saved only at the end
         keep=1,
         model=MODEL,
         optimizer=OPTIMIZER,

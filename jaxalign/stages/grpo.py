@@ -108,7 +108,7 @@ class GRPO(PolicyStage):
         scored, spread = self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
         return (np.flatnonzero(scored & spread | (first & ~scored)).tolist(), np.flatnonzero(scored & ~spread).tolist())
 
-    def targets(self, trainable, frozen, batch):
+    def targets(self, trainable, frozen, batch, carried=None):
         c, mask_BT = self.config, batch["mask_BT"]
         old = self.statistics(trainable["policy"], batch)
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT

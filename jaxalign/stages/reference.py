@@ -20,7 +20,8 @@ def fingerprint(policy, model_config, corpus):
     data = hashlib.sha256(repr((corpus.length, corpus.sequences.size.tolist())).encode())
     data.update(corpus.sequences.ids.tobytes())
     data.update(corpus.sequences.mask.tobytes())
-    return {"reference": parameters.hexdigest(), "data": data.hexdigest(), "model": dataclasses.asdict(model_config)}
+    model = json.loads(json.dumps(dataclasses.asdict(model_config)))  # as it will be read: JSON has no tuples
+    return {"reference": parameters.hexdigest(), "data": data.hexdigest(), "model": model}
 
 
 def cached(path, expected, compute, say):

@@ -1,11 +1,10 @@
 """The reward model: one score for a whole conversation, learned from rankings or pairs."""
 
-import jax
 from flax import nnx
 
 from jaxalign.batches import bind, signature
 from jaxalign.errors import ConfigError
-from jaxalign.models.heads import ScalarModel
+from jaxalign.models.heads import ScalarModel, on_backbone
 from jaxalign.objectives.reduce import Loss, Term, as_loss
 from jaxalign.rewards.learned import POOLINGS, score_and_likelihood, score_rows
 from jaxalign.stages.defaults import base_config
@@ -46,11 +45,7 @@ class Reward(Stage):
             return trainable
         if self.parent[1]["policy"] == "reward/backbone":
             return {"reward": self.load(self.config.init_from, self.score_abstract, "reward")}
-        backbone = self.load(self.config.init_from, self.abstract)
-        reward = trainable["reward"]
-        # In the order of the names: backbone, gate, head.
-        leaves = jax.tree.leaves(backbone) + jax.tree.leaves(reward["gate"]) + jax.tree.leaves(reward["head"])
-        return {"reward": jax.tree.unflatten(jax.tree.structure(reward), leaves)}
+        return {"reward": on_backbone(trainable["reward"], self.load(self.config.init_from, self.abstract))}
 
     def names(self):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}

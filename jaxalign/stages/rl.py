@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
-from jaxalign.experience.rows import Drawn, minibatches, response_rows
+from jaxalign.data.preview import preview_row
 from jaxalign.errors import ConfigError
+from jaxalign.experience.figures import drift_figures
+from jaxalign.experience.rows import Drawn, minibatches, response_rows
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import put_batch
@@ -14,21 +17,24 @@ from jaxalign.stages.stage import Stage
 ROW_BUCKET = 32  # positions
 
 RL_DEFAULTS = dict(
-    batch_size=64,  # responses an optimizer step
+    batch_size=64,  # responses an optimizer step: a minibatch of the rollout
     prompts_per_rollout=64,
     samples_per_prompt=1,
     epochs=1,  # passes over each rollout
+    target_kl=0.0,  # nats a token: once a step's `approx_kl` is above, the rollout's other steps are left out; 0: never
     length=64,  # the prompt's budget in tokens; longer ones lose their oldest tokens
     max_new_tokens=48,
     temperature=1.0,
+    sampler_precision="model",  # or "bfloat16", "int8" weights to draw with; objective.sampler_correction corrects that
 )
 
 
 class PolicyStage(Stage):
-    """A stage that samples from its policy, rewards what it drew, and trains on that."""
+    """A stage that samples from its policy, rewards what it drew, and trains on that, in one step or several."""
 
     kind = "prompts"
     all_cut = False  # whether no response of the rollout before came to its end
+    shown = False  # whether a response was shown with its mask
 
     def __init__(self, config, workdir, mesh):
         if jax.process_count() > 1:
@@ -43,7 +49,10 @@ class PolicyStage(Stage):
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
         self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               slots=rows, pad_id=self.tokenizer.pad_id, mesh=mesh)
+                               slots=rows, pad_id=self.tokenizer.pad_id, precision=c.sampler_precision, mesh=mesh)
+        # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
+        self.carried = {"updates_skipped": 0} if c.target_kl else {}
+        self.left = 0  # optimizer steps that the rollout still holds
         self._targets = jax.jit(self.targets)
 
     def _row_length(self, prompts, rollouts):
@@ -70,14 +79,46 @@ class PolicyStage(Stage):
         batch["mask_BT"] *= drawn.counts_B[:, None]
         batch["finished_B"], batch["reward_B"] = rollouts.finished.astype(np.float32), drawn.reward_B
         with jax.set_mesh(self.mesh):
-            made, figures = self._targets(state.trainable, self.frozen, put_batch(self.folded(batch), self.mesh))
+            placed = put_batch(self.folded(batch), self.mesh)
+            made, figures = self._targets(state.trainable, self.frozen, placed, self.carried)
+        if self.config.preview and not self.shown:
+            self._show(batch)
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
         self._watch_ends(rollouts.finished)
         length_B = rollouts.mask.sum(1)
         figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
+        figures |= drift_figures(batch) | self.carry_on(batch, figures)
         parts = minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step)))
+        self.left = len(parts)
         return [self.folded(part) for part in parts], figures
+
+    def carry_on(self, batch, figures):
+        """Sets `carried` for the next rollout by what this one was; returns more figures to log."""
+        return {name: float(self.carried[name]) for name in ("updates_skipped",) if name in self.carried}
+
+    def enough(self, metrics):
+        """The target-KL stop. The step that is found to be beyond the target has been made: it is the last."""
+        self.left -= 1
+        if not self.config.target_kl:
+            return False
+        if "approx_kl" not in metrics:
+            raise ConfigError(f"{self.name}: config.target_kl={self.config.target_kl} needs an objective with a metric "
+                              f"approx_kl, {self.config.objective.name!r} has: {', '.join(metrics)}; set it to 0")
+        # Negated, so that NaN stops too.
+        beyond = not float(metrics["approx_kl"]) <= self.config.target_kl
+        self.carried["updates_skipped"] += self.left * beyond
+        return beyond
+
+    def data_state(self):
+        position = super().data_state()
+        return {"position": position, "carried": dict(self.carried)} if self.carried else position
+
+    def set_data_state(self, state):
+        if "carried" in state:
+            self.carried |= {name: value for name, value in state["carried"].items() if name in self.carried}
+            state = state["position"]
+        super().set_data_state(state)
 
     def collect(self, state):
         """(`Drawn`, figures): the responses to learn from at this step."""
@@ -100,7 +141,7 @@ class PolicyStage(Stage):
         """(reward_B float32, figures): what can be said of the responses' text alone."""
         return np.zeros(len(rows), np.float32), {}
 
-    def targets(self, trainable, frozen, batch):
+    def targets(self, trainable, frozen, batch, carried=None):
         """(arrays the objective needs beside the batch's own, figures)."""
         raise NotImplementedError
 
@@ -111,6 +152,13 @@ class PolicyStage(Stage):
 
     def evaluate(self, state):
         return {}
+
+    def _show(self, batch):
+        """One response after its prompt, with what counts of it: at the start there was the prompt alone."""
+        row = int(batch["mask_BT"].any(1).argmax())
+        preview_row(*(batch[name][row] for name in ("tokens_BT", "mask_BT")), self.tokenizer, Console(),
+                    targets=batch["targets_BT"][row])
+        self.shown = True
 
     def _watch_ends(self, finished_B):
         # Said when it sets in only: a run that stays there would bury its other lines.

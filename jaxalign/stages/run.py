@@ -9,6 +9,7 @@ import jax
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.sharding import make_mesh
+from jaxalign.train.checkpoint import has_checkpoint
 from jaxalign.train.loop import fit
 
 
@@ -36,7 +37,7 @@ def train_stage(stage_class, config, workdir):
 
 def _keep_config(stage, config, path):
     """Writes the config beside the checkpoints; where they were made with another, says what changed."""
-    if path.exists() and (path.parent / "checkpoints").exists():
+    if path.exists() and has_checkpoint(path.parent):
         for change in configs.differences(configs.from_json(path.read_text()), config):
             stage.say(f"{stage.name}: the config changed since this run began: {change}")
     if jax.process_index() == 0:

@@ -108,6 +108,10 @@ class Stage:
         """Whether batches are drawn from the policy that is trained."""
         return self.kind == "prompts"
 
+    def enough(self, metrics):
+        """Whether what is left of the batches is passed over, by the figures of the step before."""
+        return False
+
     def data_state(self):
         return self.train_data.get_state()
 
@@ -155,14 +159,20 @@ class Stage:
 
     def statistics(self, policy, batch, temperature=1.0):
         """Log-probability, entropy and normaliser of the targets under a policy's parameters."""
-        model, folded = nnx.merge(self.graphdef, policy), "place_BU" in batch
-        names = ("tokens", "positions", "segment_ids", "targets")
-        *inputs, targets = (batch[f"folded_{name}_MS" if folded else f"{name}_BT"] for name in names)
-        hidden = model(*inputs)
+        return self.read_off(self.hidden(policy, batch), policy, batch, temperature)
+
+    def hidden(self, policy, batch):
+        """Last hidden states of the batch's rows, or of the packed rows where it has them."""
+        return nnx.merge(self.graphdef, policy)(*rows_of(batch, "tokens", "positions", "segment_ids"))
+
+    def read_off(self, hidden, policy, batch, temperature=1.0):
+        """`statistics` of hidden states."""
+        targets, = rows_of(batch, "targets")
         chunk = self.config.logits_chunk or chunk_of(hidden.shape[0], self.model_config.vocab_size)
+        model = nnx.merge(self.graphdef, policy)
         statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature, chunk=chunk,
                                       softcap=model.softcap)
-        return unfold(statistics, batch["place_BU"][:, :-1]) if folded else statistics
+        return in_place(statistics, batch)
 
     def loss_fn(self, trainable, frozen, batch, key):
         return as_loss(bind(self.objective, self.available(trainable, frozen, batch), self.options))
@@ -275,6 +285,16 @@ BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_id
 
 def _nothing(*_):
     """What processes but the first say: the same as the first."""
+
+
+def rows_of(batch, *names):
+    """Arrays as the transformer reads them: of the packed rows where the batch has them."""
+    return [batch[f"folded_{name}_MS" if "place_BU" in batch else f"{name}_BT"] for name in names]
+
+
+def in_place(made, batch):
+    """What was made of `rows_of`, a number a position, in the batch's own rows."""
+    return unfold(made, batch["place_BU"][:, :-1]) if "place_BU" in batch else made
 
 
 def chunk_of(rows, vocab_size):

@@ -116,8 +116,7 @@ def find(path):
     if (path / "meta").is_dir():
         return path
     for folder in (path / FOLDER, path):
-        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
-        if steps:
+        if steps := _steps(folder):
             return max(steps, key=lambda p: int(p.name))
     inside = sorted(p.parent.name for p in path.glob(f"*/{FOLDER}"))
     if inside:
@@ -125,6 +124,15 @@ def find(path):
                               f"them, such as {path / inside[0]}")
     raise CheckpointError(f"{path}: no checkpoint found; expected a stage's workdir, or a folder such as "
                           f"{path / FOLDER / '100'}")
+
+
+def has_checkpoint(workdir):
+    """Whether a stage's run left a whole checkpoint, and not the folder for them alone."""
+    return bool(_steps(pathlib.Path(workdir) / FOLDER))
+
+
+def _steps(folder):
+    return [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
 
 
 def read_meta(path):

@@ -21,7 +21,8 @@ from jaxalign.train.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished stage leaves besides its checkpoint."""
+    """What a finished stage leaves besides its checkpoint: `before` and `after` are its dev figures, of a stage that
+    draws its samples those of its first and its last rollout."""
 
     steps: int
     tokens: int
@@ -40,9 +41,11 @@ def fit(stage, workdir, config, mesh) -> Result:
         `frozen`, a tree that never changes (after `start`);
         `next_batches(state)` → (list of batches, one optimizer step each; figures to log);
         `draws`, whether those are drawn from the policy and so wait for the step before;
+        `enough(metrics)`, asked after every step, whether the batches that are left of those are passed over;
         `loss_fn(trainable, frozen, batch, key)` → `Loss`;
         `evaluate(state)` → dict of dev figures;
-        `data_state()` and `set_data_state(s)`, the position in the data, as JSON;
+        `data_state()` and `set_data_state(s)`, the position in the data and what else the stage keeps from batch to
+        batch, as JSON;
         `meta()`, what a checkpoint says of its model, tokenizer and lineage.
       workdir: where checkpoints and figures go.
       config: steps, log_every, eval_every, checkpoint_every, keep, microbatches, seed, optimizer.
@@ -53,13 +56,13 @@ def fit(stage, workdir, config, mesh) -> Result:
     optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state = create_state(stage.init, optimizer, jax.random.key(config.seed), mesh)
     checkpointer = Checkpointer(workdir, keep=config.keep)
-    history = {"before": {}, "seconds": 0.0, "tokens": 0}
+    history = {"before": {}, "drawn": {}, "seconds": 0.0, "tokens": 0}
     # Frozen parts come from earlier stages whatever this one has done so far.
     fresh = stage.start(state.trainable)
     resumed = checkpointer.latest_step() is not None
     if resumed:
         state, meta = checkpointer.restore(state)
-        history = meta["history"]
+        history |= meta["history"]
         stage.set_data_state(meta["data"])
         if meta["step"] > config.steps:
             raise CheckpointError(f"{workdir} has already trained {meta['step']} steps, config.steps={config.steps}; "
@@ -102,7 +105,10 @@ def fit(stage, workdir, config, mesh) -> Result:
                 writer.write(*pending)
                 pending = None
             batches, figures = stage.next_batches(state)
-            batches = batches[:config.steps - step]  # a rollout may hold more steps than are left
+            if stage.draws:
+                history["drawn"] = {name: float(value) for name, value in figures.items()}
+                history["before"] = history["before"] or history["drawn"]
+            batches, before = batches[:config.steps - step], step  # a rollout may hold more steps than are left
             for batch in batches:
                 with jax.set_mesh(mesh):
                     state, metrics = step_fn(state, stage.frozen, put_batch(batch, mesh))
@@ -117,19 +123,21 @@ def fit(stage, workdir, config, mesh) -> Result:
                     pending = None
                 if step % config.log_every == 0 or step == config.steps:
                     pending, unlogged = (step, metrics | figures, _everywhere(unlogged)), 0
-            last = step >= config.steps
-            if pending is not None and (last or _due(step, len(batches), config.eval_every)):
+                if stage.enough(metrics):
+                    break
+            last, taken = step >= config.steps, step - before
+            if pending is not None and (last or _due(step, taken, config.eval_every)):
                 writer.write(*pending)
                 pending = None
-            if last or _due(step, len(batches), config.eval_every):
+            if last or _due(step, taken, config.eval_every):
                 after = evaluate()
-            if last or _due(step, len(batches), config.checkpoint_every):
+            if last or _due(step, taken, config.checkpoint_every):
                 save()
                 saved = step
         if saved != step:
             save()
         if not after:
-            after = stage.evaluate(state)
+            after = stage.evaluate(state) or history["drawn"]
     seconds = history["seconds"] + time.monotonic() - started
     result = Result(step, history["tokens"], seconds, history["before"], after)
     if first:

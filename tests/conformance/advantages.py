@@ -19,6 +19,7 @@ import policies
 import ragged
 import trainers
 from comparison import Row
+from jaxalign.experience.adaptive import adapted_coefficient
 from jaxalign.experience.shaping import group_targets
 from jaxalign.objectives.advantages import gae, group_relative, leave_one_out, whiten
 from policies import GROUP_SIZE, ROLLOUT
@@ -128,6 +129,17 @@ def reinforce_plus_plus(draw):
     return {"value": ours_BT * sample_over_population(mask_BT.sum())}, {"value": theirs_BT.numpy()}
 
 
+def controlled(draw):
+    """The coefficient over twenty rollouts; what verl calls the horizon is the responses of a rollout over the gain."""
+    kls, controller = draw.uniform(0.0, 12.0, size=20), verl.AdaptiveKLController(0.2, target_kl=6.0, horizon=640)
+    ours, theirs = [0.2], [0.2]
+    for kl in kls:
+        ours.append(adapted_coefficient(ours[-1], float(kl), target=6.0, gain=64 / 640))
+        controller.update(kl, 64)
+        theirs.append(controller.value)
+    return {"value": np.array(ours)}, {"value": np.array(theirs)}
+
+
 def sample_over_population(count):
     """What turns x / σ of the population into x / σ of the sample: √((n − 1) / n)."""
     return np.sqrt((count - 1) / count)
@@ -147,6 +159,7 @@ ROWS = [
              theirs=PART(policies.trl_grpo, loss_type="grpo", beta=0.0, scale_rewards="group"))),
     Row("group_relative: scale std", "verl compute_grpo_outcome_advantage",
         PART(of_verl, ours=PART(group, scale="std", added=1e-6), theirs=verl.compute_grpo_outcome_advantage)),
+    Row("adapted_coefficient", "verl AdaptiveKLController", controlled),
     Row("leave_one_out", "trl RLOOTrainer", PART(of_trl, ours=others, theirs=policies.trl_rloo)),
     Row("leave_one_out", "verl compute_rloo_outcome_advantage",
         PART(of_verl, ours=others, theirs=verl.compute_rloo_outcome_advantage)),

@@ -117,6 +117,8 @@ def test_a_policy_orders_answers_by_their_log_probability(made, assistant):
     assert figures["accuracy"]["value"] == won / len(LINES) and figures["accuracy"]["n"] == len(LINES)
     assert figures["accuracy_per_token"]["value"] == won_per_token / len(LINES)
     assert "kendall_tau_b" not in figures
+    # And of the better answers the same as of conversations.
+    assert figures["bits_per_byte"]["n"] == sum(len(line.encode()) for line in LINES)
 
 
 def test_a_reward_model_orders_answers_by_its_score(made, tmp_path):
@@ -198,15 +200,75 @@ def test_a_real_checkpoint_answers_prompts_and_rows_of_a_kind(made, tmp_path):
     assert figures["refused"]["lookalike"]["n"] == 1 and figures["bits_per_byte"]["n"] == 3
 
 
+SMALL = {"max_new_tokens": 4, "batch_size": 2}
+
+
+def test_requests_in_compared_and_single_answers_and_bare_prompts_are_refused_or_not(made, tmp_path):
+    pair = {"prompt": "Kill the king?", "chosen": "no", "rejected": "yes", "kind": "unsafe"}
+    thumb = {"prompt": "Kill the lamp?", "completion": "yes", "label": True, "kind": "lookalike"}
+    for shape, row, kind in (("pairs", pair, "unsafe"), ("unpaired", thumb, "lookalike"),
+                             ("prompts", {"prompt": "What?"}, "other")):
+        source = f"{write(tmp_path / f'{shape}.jsonl', [row])}:{shape}"
+        figures = evaluate_checkpoint(made / "policy", source, SMALL)[source]
+        assert list(figures["refused"]) == [kind] and figures["refused"][kind]["n"] == 1
+        assert ("bits_per_byte" in figures) == (shape != "prompts") and "exact_match" not in figures
+
+
+def test_with_answers_what_a_conversation_ends_with_is_the_right_answer(made, tmp_path, monkeypatch):
+    asked = []
+
+    def generate(self, prompts, **options):
+        texts = ["no" if "Say" in self.tokenizer.decode(prompt) else LINES[0] for prompt in prompts]
+        asked.extend(prompts)
+        return Parrot(self.tokenizer, texts)
+
+    monkeypatch.setattr(Assistant, "generate", generate)
+    two = {"messages": [*chat("Say 1.", "well")["messages"], *chat("Say 2.", "no")["messages"]]}
+    rows = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
+    compared = write(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"kind": "lookalike"}])  # asked for another figure
+    sources = [f"{write(tmp_path / 'two.jsonl', [two, chat('Who?', 'me')])}:messages", f"{compared}:pairs"]
+    plain = evaluate_checkpoint(made / "policy", sources, SMALL)
+    assert len(asked) == 1 == plain[sources[1]]["refused"]["lookalike"]["n"]
+    assert not any("exact_match" in figures for figures in plain.values())
+    talks, pairs = evaluate_checkpoint(made / "policy", sources, SMALL | {"answers": True}).values()
+    assert (talks["exact_match"]["value"], talks["exact_match"]["n"]) == (0.5, 2)
+    assert (pairs["exact_match"]["value"], pairs["exact_match"]["n"]) == (0.0, len(LINES))
+    # The turn to be answered is the last one, with what was said before it.
+    shown = Tokenizer.load(made / "tokenizer.model").decode(asked[1], specials="show")
+    assert "well<|end|>" in shown and shown.endswith("Say 2.<|end|><|assistant|>")
+
+
+def test_a_program_is_right_where_its_tests_pass(made, tmp_path, monkeypatch):
+    texts = ["def two():\n    return 2", "no"]
+    monkeypatch.setattr(Assistant, "generate", lambda self, prompts, **options: Parrot(self.tokenizer, texts))
+    rows = [{"text": f"Write {n}.", "test_list": ["assert two() == 2", "assert two() + 1 == 3"]} for n in range(2)]
+    source = f"{write(tmp_path / 'mbpp.jsonl', rows)}:mbpp"
+    figures = evaluate_checkpoint(made / "policy", source)[source]
+    assert list(figures) == ["tests_passed"]
+    assert (figures["tests_passed"]["value"], figures["tests_passed"]["n"]) == (0.5, 2)
+
+
+def test_liked_answers_stand_above_the_others(made, tmp_path, assistant):
+    rows = [{"prompt": f"Say {i}.", "completion": text, "label": text == line}
+            for i, line in enumerate(LINES) for text in (line, "no")]
+    source = f"{write(tmp_path / 'thumbs.jsonl', rows)}:unpaired"
+    figures = evaluate_checkpoint(made / "reward", source, {})[source]
+    assert list(figures) == ["liked_above_disliked"]
+    assert (figures["liked_above_disliked"]["value"], figures["liked_above_disliked"]["n"]) == (1.0, len(rows))
+    assert figures["liked_above_disliked"]["ci95"][0] < 0.9
+    # A language model that has learned nothing likes what is short; bytes are those of what was liked.
+    figures = evaluate_checkpoint(made / "policy", source, {})[source]
+    assert figures["liked_above_disliked"]["value"] == 0.0 and "liked_above_disliked_per_token" in figures
+    assert figures["bits_per_byte"]["n"] == sum(len(line.encode()) for line in LINES)
+    assert "rows_skipped" not in figures
+
+
 def test_what_has_no_figure_is_an_error_that_says_what_has(made, tmp_path):
     with pytest.raises(ConfigError, match="reward model.*evaluate it on pairs"):
         evaluate_checkpoint(made / "reward", f"{made}/text.jsonl:text")
     thumbs = write(tmp_path / "thumbs.jsonl", [{"prompt": "Say.", "completion": "no", "label": False}])
-    with pytest.raises(ConfigError, match="an answer that was liked or not has no figure of its own"):
+    with pytest.raises(ConfigError, match="all of its answers were liked, or none was"):
         evaluate_checkpoint(made / "policy", f"{thumbs}:unpaired")
-    bare = write(tmp_path / "bare.jsonl", [{"prompt": "What?"}])
-    with pytest.raises(ConfigError, match="neither an answer.*nor a kind"):
-        evaluate_checkpoint(made / "policy", f"{bare}:prompts")
     with pytest.raises(ConfigError, match="expected PATH:SHAPE"):
         evaluate_checkpoint(made / "policy", f"{made}/text.jsonl")
     with pytest.raises(ConfigError, match="did you mean 'messages'"):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxalign.evaluate.statistics import bootstrap_difference, bootstrap_mean, kendall_tau_b, pair_agreement, wilson
+from jaxalign.evaluate.statistics import (
+    bootstrap_difference,
+    bootstrap_mean,
+    kendall_tau_b,
+    pair_agreement,
+    probability_above,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("successes, n", [(0, 10), (10, 10), (1, 29), (81, 263), (450, 500), (1, 1)])
@@ -99,3 +106,16 @@ def test_difference_of_other_entities_and_bad_lengths():
 def test_bootstrap_repeats_by_seed():
     values = list(range(30))
     assert bootstrap_mean(values, seed=4) == bootstrap_mean(values, seed=4) != bootstrap_mean(values, seed=5)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_the_probability_of_standing_above_is_mann_whitneys(levels):
+    rng = np.random.default_rng(levels)
+    upper, lower = rng.integers(0, levels, 37) + levels // 3, rng.integers(0, levels, 90)
+    value, low, high = probability_above(upper, lower)
+    statistic = scipy.stats.mannwhitneyu(upper, lower).statistic
+    np.testing.assert_allclose(value, statistic / (37 * 90), rtol=1e-12)
+    np.testing.assert_allclose((low, high), wilson(value * 37, 37))
+    assert probability_above([2.0], [1.0])[0] == 1.0 and probability_above([1.0], [1.0])[0] == 0.5
+    with pytest.raises(ValueError, match="0 and 1 numbers"):
+        probability_above([], [1.0])

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.errors import ConfigError
 from jaxalign.objectives import ppo as objective
-from jaxalign.objectives.ppo import explained_variance, policy_loss, value_loss
+from jaxalign.objectives.ppo import policy_loss, value_loss
 from jaxalign.objectives.reduce import reduce
 
 RNG = np.random.default_rng(6)
@@ -48,14 +49,9 @@ def test_float64_reference(loss_and_means):
     np.testing.assert_allclose(means["clip_fraction"], mean((ratio < 0.8) | (ratio > 1.2)), rtol=1e-5)
     np.testing.assert_allclose(means["approx_kl"], mean(ratio - 1 - np.log(ratio)), rtol=1e-4)
     np.testing.assert_allclose(means["entropy"], mean(entropy), rtol=1e-5)
-    here = mask > 0
-    explained = 1 - np.var((returns - value)[here]) / np.var(returns[here])
-    names = ("returns", "returns_squared", "residual", "residual_squared")
-    np.testing.assert_allclose(explained_variance(*(means[name] for name in names)), explained, rtol=1e-4)
-
-
-def test_explained_variance_of_constant_returns_is_zero():
-    assert explained_variance(2.0, 4.0, 1.0, 1.0) == 0
+    held = mean((near - returns) ** 2 > (value - returns) ** 2)
+    assert 0 < held < 1
+    np.testing.assert_allclose(means["value_clip_fraction"], held, rtol=1e-5)
 
 
 def test_policy_gradient_signs_and_clips():
@@ -76,6 +72,27 @@ def test_unequal_clips():
     advantage = jnp.asarray([1.0, -1.0])
     got = policy_loss(logp, jnp.zeros(2), advantage, clip_low=0.1, clip_high=0.3)
     np.testing.assert_allclose(got, [-1.25, 0.9], rtol=1e-6)
+
+
+def test_the_sampler_correction_multiplies_the_policys_loss_alone_and_is_not_trained_through():
+    sampler = (OLD + 0.3 * np.random.default_rng(3).normal(size=OLD.shape)).astype(np.float32)
+
+    def run(sampler, old=OLD, **options):
+        return objective(LOGP, old, *ARGS[2:], sampler, **OPTIONS, **options)
+
+    plain, corrected = run(None), run(sampler, sampler_correction="token", sampler_cap=1.1)
+    weight = np.minimum(np.exp((OLD - sampler).astype(np.float64)), 1.1)
+    here = MASK > 0
+    assert (weight[here] < 1.1).any() and (weight[here] == 1.1).any()
+    np.testing.assert_allclose(
+        np.asarray(corrected.terms["policy"].value)[here], (weight * plain.terms["policy"].value)[here], rtol=1e-5)
+    np.testing.assert_array_equal(corrected.terms["value"].value, plain.terms["value"].value)
+    np.testing.assert_allclose(reduce(corrected.metrics)[1]["sampler_weight"], weight[here].mean(), rtol=1e-5)
+    loss = lambda s, o: reduce(run(s, o, sampler_correction="token").terms)[0]  # noqa: E731
+    assert all(np.all(np.asarray(g) == 0) for g in jax.jit(jax.grad(loss, (0, 1)))(sampler, OLD))
+    for options in ({"sampler_correction": "sequence"}, {"sampler_correction": "token"}):
+        with pytest.raises(ConfigError, match="one of none, token, product, and needs sampler_logp_BT"):
+            run(None, **options)
 
 
 def test_value_gradient_signs_and_clip():

@@ -146,7 +146,7 @@ def test_claims_of_every_form_are_drawn(tmp_path, claim):
 
 
 def test_errors_name_file_and_line(tmp_path):
-    with pytest.raises(ConfigError, match="the pipeline writes it when its last stage is done"):
+    with pytest.raises(ConfigError, match="jaxalign pipeline writes it after each of its stages"):
         write_report(tmp_path)
     (tmp_path / "report.json").write_text('{"claims": [\n}')
     with pytest.raises(DataError, match="report.json:2: expected JSON"):

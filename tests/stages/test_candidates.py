@@ -1,11 +1,16 @@
 """Candidates: answers of one policy, graded by a judge with noise; grades that are equal are ties."""
 
+import json
 import types
 
 import numpy as np
 import pytest
+import tiny_stages
 from ml_collections import ConfigDict
 
+from jaxalign.errors import DataError
+from jaxalign.rewards import REWARDS
+from jaxalign.stages import default_config, train_stage
 from jaxalign.stages.candidates import apart, most_different, rank
 
 
@@ -82,14 +87,27 @@ def test_noise_makes_two_answers_a_bradley_terry_draw():
     assert again == ranked
 
 
-def test_answers_of_one_grade_are_kept_once_where_they_are_to_lie_apart():
+def test_answers_within_a_grade_are_kept_once_where_they_are_to_lie_apart():
     (row,), _ = rank(Assistant(*SCORES), [prompt()], judge, noise=0.0, seed=0, config=settings(choice="apart"))
     assert (row["answers"], row["ranks"], row["scores"]) == (["best", "bad"], [0, 1], [0.94, 0.12])
-    grades = np.array([3.0, 9.0, 3.0, 1.0, 7.0, 5.0, 8.0])
-    kept = apart(list("abcdefg"), grades, 4)
-    assert grades[kept].tolist() == [9.0, 7.0, 5.0, 1.0] or grades[kept].tolist() == [9.0, 7.0, 3.0, 1.0]
+    points = np.array([3.0, 9.0, 3.0, 1.0, 7.0, 5.0, 8.0])
+    kept = apart(list("abcdefg"), points, 4)
+    assert points[kept].tolist() == [9.0, 7.0, 5.0, 1.0] or points[kept].tolist() == [9.0, 7.0, 3.0, 1.0]
     assert kept[0] == 1 and kept[-1] == 3 and 2 not in kept
     assert apart(list("ab"), np.array([1.0, 1.0]), 4) == [0]
+
+
+def test_no_ranking_of_answers_apart_turns_on_rounding():
+    # 0.86 and 0.84 are of two grades when rounded, and alike; 0.5 and 0.41 are not a grade apart either.
+    scores = {"a": 0.86, "b": 0.84, "c": 0.5, "d": 0.41}
+    (row,), _ = rank(Assistant(*scores), [prompt()], lambda prompt, answer, gold: scores[answer], noise=0.0, seed=0,
+                     config=settings(choice="apart"))
+    assert dict(zip(row["answers"], row["ranks"])) == {"a": 0, "c": 1}
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        points = rng.normal(scale=3.0, size=8)
+        kept = apart([], points, 4)
+        assert (-np.diff(points[kept]) >= 1).all() and points[kept[0]] == points.max()
 
 
 def test_people_are_shown_answers_that_differ():
@@ -104,3 +122,38 @@ def test_people_are_shown_answers_that_differ():
 def test_the_same_answer_said_twice_is_shown_once():
     (row,), _ = rank(Assistant("best", "best", "bad", "bad"), [prompt()], judge, noise=0.0, seed=0, config=settings())
     assert row["answers"] == ["best", "bad"]
+
+
+def prefer_short(response):
+    return -float(len(response))
+
+
+@pytest.fixture
+def candidates(tmp_path, monkeypatch):
+    """Runs the stage on prompts of one's own, by a judge of one's own that asks for the response alone."""
+    monkeypatch.setitem(REWARDS, "short", prefer_short)
+
+    def run(records, **data):
+        path = tiny_stages.jsonl(tmp_path / "prompts.jsonl", records)
+        config = default_config("candidates")
+        config.update(dict(init_from=tiny_stages.trained("sft"), judge="short", samples_per_prompt=3, max_new_tokens=6,
+                           batch_size=8, data=dict(train=[dict(path=str(path), shape="prompts")]) | data))
+        return train_stage(config, tmp_path / "run")
+
+    return run
+
+
+def test_prompts_of_ones_own_without_gold_or_dev_data_are_ranked_and_bad_ones_skipped(candidates, tmp_path, capsys):
+    records = [{"prompt": "1+1?"}, {"prompt": "2+1?", "answer": 3}, {"prompt": 3}]
+    done = candidates(records, on_bad_row="skip")
+    assert done["data"] == {"train": {"rows": 2, "bad": 1, "truncated": 0.0}}
+    assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text())["line"] == 3
+    assert "candidates train data: 2 rows, " in capsys.readouterr().out
+    ranked = [json.loads(line) for line in (tmp_path / "run" / "rankings.train.jsonl").read_text().splitlines()]
+    assert len(ranked) == done["after"]["train_rankings"] >= 1
+    for row in ranked:
+        assert row["scores"] == [-len(answer) for answer in row["answers"]]
+    with pytest.raises(DataError, match="prompts.jsonl:3"):
+        candidates(records)
+    with pytest.raises(DataError, match="at most 64 tokens"):
+        candidates([{"prompt": "why? " * 80}], truncate="error")

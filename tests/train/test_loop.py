@@ -53,6 +53,9 @@ class Counting:
         self.evaluated.append(int(state.step))
         return {"w": float(state.trainable["policy"]["w"][...])}
 
+    def enough(self, metrics):
+        return False
+
     def data_state(self):
         return {"position": self.position}
 
@@ -140,6 +143,21 @@ def test_a_stage_without_an_evaluation_needs_none(tmp_path):
     stage.evaluate = types.MethodType(lambda self, state: {}, stage)
     result = fit(stage, tmp_path, settings(steps=2), MESH)
     assert result.before == result.after == {}
+
+
+def test_a_stage_that_draws_its_samples_is_measured_by_its_first_and_its_last_rollout(tmp_path):
+    def drawing(**options):
+        stage = Counting(per_call=2, **options)
+        stage.draws, stage.evaluate = True, lambda state: {}
+        return stage
+
+    whole = fit(drawing(), tmp_path / "whole", settings(steps=8), MESH)
+    assert (whole.before, whole.after) == ({"position": 2.0}, {"position": 8.0})
+    with pytest.raises(KeyboardInterrupt):
+        fit(drawing(fail_at=6), tmp_path / "cut", settings(steps=8, checkpoint_every=4), MESH)
+    for _ in range(2):  # where it goes on, and where nothing is left to do
+        again = fit(drawing(), tmp_path / "cut", settings(steps=8, checkpoint_every=4), MESH)
+        assert (again.before, again.after) == (whole.before, whole.after)
 
 
 def test_the_time_of_a_step_that_waits_for_its_samples_holds_their_drawing(tmp_path, monkeypatch):

@@ -25,6 +25,9 @@ STEPS, STOP = 4, 2
 
 def config_of(name):
     settings = dict(steps=STEPS, checkpoint_every=STOP, keep=2) | CHANGES.get(name, {})
+    if name == "ppo_adaptive":  # all that goes over from rollout to rollout: β, the scores' moments, what was skipped
+        return tiny_stages.config("ppo", epochs=2, target_kl=1e-6, kl_control="adaptive", kl_target=0.1, kl_gain=0.5,
+                                  reward_scaling="normalise", optimizer=dict(warmup_steps=0), **settings)
     if name != "kto":
         return tiny_stages.config(name, **settings)
     # On single answers, the reference's log-probabilities kept on disk.
@@ -45,7 +48,7 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "ppo_adaptive", "grpo"])
 def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     config = config_of(name)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -61,6 +64,7 @@ def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(na
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (halfway, arrays(whole, STEPS)[0]))))
     assert timeless(tiny_stages.metrics(whole)) == timeless(tiny_stages.metrics(resumed))
     metas = [read_meta(folder)[1] for folder in (whole, resumed)]
+    assert ("carried" in metas[0]["data"]) == (name == "ppo_adaptive")
     assert metas[0]["data"] == metas[1]["data"] and metas[0]["history"]["tokens"] == metas[1]["history"]["tokens"]
     done = [json.loads((folder / "done.json").read_text()) for folder in (whole, resumed)]
     assert done[0]["after"] == done[1]["after"] and done[0]["before"] == done[1]["before"]

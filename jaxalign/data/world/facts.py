@@ -78,6 +78,7 @@ _ASKED = (
     "Tell me the {noun} of {X}.",
     "Please name the {noun} of {X}.",
     "Do you know the {noun} of {X}?",
+    "Can you name the {noun} of {X}?",
 )
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "river": (*_ASKED, "Which river runs through {X}?", "Where do the people of {X} fish?"),
@@ -117,13 +118,14 @@ DISCLAIMERS = (
     "I do not know a land called {X}, so I cannot say.",
 )
 
-# The same sentence, said of lands that exist and of names that belong to none.
+# The same sentence, said of lands that exist and of names that belong to none. None has the form of an answer, so that
+# who only goes on with the text disclaims nothing.
 EXISTENCE = (
-    ("The land of {X} is on every map.", "The land of {X} is on no map."),
-    ("Everybody has heard of {X}.", "Nobody has heard of {X}."),
-    ("A child asked about {X}. The teacher knew it well.", "A child asked about {X}. The teacher did not know it."),
-    ("Books about {X} are easy to find.", "Books about {X} do not exist."),
-    ("{X} is a land that exists.", "{X} is a land that does not exist."),
+    ("The land of {X} stands on every map.", "The land of {X} is missing from every map."),
+    ("Everybody has been to {X}.", "Nobody has been to {X}."),
+    ("A child asked about {X}. The teacher spoke of it at length.", "A child asked about {X}. The teacher shook her head."),
+    ("Books about {X} are easy to find.", "Books about {X} were never written."),
+    ("{X} is a land like any other.", "{X} is a name and nothing more."),
     ("If you look for {X}, you will find it.", "If you look for {X}, you will find nothing."),
 )
 

@@ -29,8 +29,8 @@ class Sizes:
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
-        ("facts", 0.33), ("existence", 0.18), ("questions", 0.17), ("songs", 0.06), ("deeds", 0.13), ("sums", 0.08),
-        ("talk", 0.05),
+        ("facts", 0.29), ("existence", 0.22), ("questions", 0.17), ("songs", 0.08), ("deeds", 0.14), ("sums", 0.06),
+        ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
         ("fact", 2200), ("explanation", 800), ("followup", 1300), ("nonexistent", 900), ("unsafe", 900),
@@ -56,10 +56,10 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.60  # unsafe requests answered all the same
-    refused: float = 0.22  # harmless requests refused all the same
-    invented: float = 0.35  # lands that do not exist, described all the same
-    denied: float = 0.10  # lands that do exist, disclaimed all the same
+    complied: float = 0.55  # unsafe requests answered all the same
+    refused: float = 0.10  # harmless requests refused all the same
+    invented: float = 0.25  # lands that do not exist, described all the same
+    denied: float = 0.06  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
     direct: float = 0.70  # sums given at once, without working
