@@ -10,6 +10,7 @@ from jaxalign.evaluate.matching import match_answers, pass_tests
 from jaxalign.evaluate.perplexity import perplexity
 from jaxalign.evaluate.preferences import RewardModel, preferences, thumbs
 from jaxalign.evaluate.refusals import kind_of, refusals
+from jaxalign.models.config import ModelConfig
 from jaxalign.train.checkpoint import read_meta
 
 OPTIONS = dict(
@@ -62,6 +63,7 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
         if "path" in source:
             files(source["path"])
     _, meta = read_meta(checkpoint)
+    ModelConfig(**meta["model"]).need_places(options["length"], "evaluate: a row", "use a smaller --length")
     judge = meta["policy"] == "reward/backbone"
     model = RewardModel.load(checkpoint) if judge else Assistant.load(
         checkpoint, max_new_tokens=options["max_new_tokens"], batch_size=options["batch_size"])

@@ -254,9 +254,9 @@ class Stage:
             model = ModelConfig(**(found | runtime))
         else:
             model = ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
-        if 0 < model.learned_positions < self.config.length:
-            raise ConfigError(f"config.length={self.config.length} is more than the {model.learned_positions} places that "
-                              "the model has learned (model.learned_positions)")
+        drawn = self.config.get("max_new_tokens", 0)
+        model.need_places(self.config.length + drawn, f"{self.name}: config.length={self.config.length}" + (
+            f" with config.max_new_tokens={drawn}" if drawn else ""), "make it smaller")
         return model
 
     def _preview(self):

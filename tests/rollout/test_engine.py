@@ -154,6 +154,15 @@ def test_what_cannot_be_served_is_refused():
 def test_a_model_with_learned_positions_is_not_asked_for_more_of_them():
     config = dataclasses.replace(CONFIG, learned_positions=12, rope_fraction=0.0)
     graphdef, params = split(config)
-    limited = Sampler(graphdef, stop_ids=(), max_new_tokens=8, slots=8)
+    prompts = [[1 + n % 5] * (9 if n % 2 else 1) for n in range(24)]
+    limits, keys = [3 if n % 2 else 8 for n in range(24)], jax.random.split(jax.random.key(0), 24)
+
+    def draw(slots, limits):
+        return Sampler(graphdef, stop_ids=(), max_new_tokens=8, slots=slots)(params, prompts, keys, max_new_tokens=limits)
+
+    # A row that is done is read on beside longer ones, here beyond the last place; what takes its slots does not see it.
+    got = draw(8, limits)
+    assert np.isfinite(got.logp).all() and (got.mask.sum(1) == limits).all()
+    same(got, draw(32, limits))
     with pytest.raises(ConfigError, match="takes 13 places, the model has learned 12"):
-        limited(params, [[1] * 5], jax.random.split(jax.random.key(0), 1))
+        draw(8, [*limits[:-1], 4])
