@@ -31,7 +31,9 @@ import published_tokenizer  # noqa: E402
 
 TOLERANCE = 1e-4
 LENGTH = 30
-MEAN = 100.0  # what sums over logits or scores are divided by before the gradient is taken
+# What sums over logits or scores are divided by before the gradient is taken: about as many as there are, so that the
+# gradients' largest entries are of order one and the tolerance says something of them.
+SIZE = 300.0
 
 
 def family(draw, *, case):
@@ -57,7 +59,7 @@ def in_transformers(folder, documents):
     model.config.pad_token_id = 0
     logits = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(seen)).logits
     parts = [logits[row, :len(d)] for row, d in enumerate(documents)] if logits.ndim == 3 else list(logits)
-    sum((x * torch.tensor(make_families.slope(x.shape))).sum() / MEAN for x in parts).backward()
+    sum((x * torch.tensor(make_families.slope(x.shape))).sum() / SIZE for x in parts).backward()
     named = {f"d/d {name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     return {f"logits {n}": x.detach().numpy() for n, x in enumerate(parts)} | named
 
@@ -83,7 +85,7 @@ def ours(run, config, documents):
         else:
             logits = logits_of(out, module.unembedding_DV, module.softcap)[0]
             parts = [logits[part] for part in at]
-        return sum(jnp.sum(x * make_families.slope(x.shape)) / MEAN for x in parts), parts
+        return sum(jnp.sum(x * make_families.slope(x.shape)) / SIZE for x in parts), parts
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
     mapping = published.mapping_and_abstract(config)[0]
