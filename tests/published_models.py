@@ -74,11 +74,14 @@ def mapping_and_abstract(config):
     return mapping_of(config, model, head, shapes), abstract, graphdef, model
 
 
-def weight(name, shape):
-    """The numbers of a tensor, by its name: of the size that trained ones have, so that every part tells."""
+def weight(name, shape, centre=1.0):
+    """The numbers of a tensor, by its name: of the size that trained ones have, so that every part tells.
+
+    `centre` is where a norm's scale lies.
+    """
     draw = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
     if len(shape) == 1:
-        return (0.3 * draw + (0.0 if name.endswith("bias") else 1.0)).astype(np.float32)
+        return (0.3 * draw + (0.0 if name.endswith("bias") else centre)).astype(np.float32)
     if any(part in name for part in ("embed", "wte", "wpe")):
         return draw.astype(np.float32)
     return (1.5 * draw / np.sqrt(min(shape))).astype(np.float32)
@@ -87,9 +90,10 @@ def weight(name, shape):
 def write_model(folder, config, dtype=np.float32, **options):
     """Writes config.json and safetensors of a config; returns its mapping."""
     folder.mkdir(parents=True, exist_ok=True)
-    mapping = mapping_and_abstract(config)[0]
+    mapping, *_, model = mapping_and_abstract(config)
     tensors = {name: (np.dtype(dtype), mapping.shape(name)) for name in mapping.published}
-    write(folder, tensors, lambda name: weight(name, mapping.shape(name)).astype(dtype), **options)
+    centre = 0.0 if model.norm == "rms_plus_one" else 1.0
+    write(folder, tensors, lambda name: weight(name, mapping.shape(name), centre).astype(dtype), **options)
     (folder / "config.json").write_text(json.dumps(config))
     return mapping
 

@@ -11,6 +11,7 @@ from jaxalign.evaluate.matching import match_answers, pass_tests
 from jaxalign.evaluate.perplexity import perplexity
 from jaxalign.evaluate.preferences import RewardModel, preferences, thumbs
 from jaxalign.evaluate.refusals import kind_of, refusals
+from jaxalign.models.config import ModelConfig
 from jaxalign.train.checkpoint import read_meta
 
 OPTIONS = dict(
@@ -69,6 +70,7 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
         if "path" in source:
             files(source["path"])
     _, meta = read_meta(checkpoint)
+    ModelConfig(**meta["model"]).need_places(options["length"], "evaluate: a row", "use a smaller --length")
     judge = meta["policy"] == "reward/backbone"
     if judge and options["best_of"]:
         raise ConfigError(f"evaluate: best_of={options['best_of']} chooses among answers, and {checkpoint} is a reward "

@@ -93,6 +93,11 @@ class ModelConfig:
             raise ConfigError(f"model.mlp='experts' needs 1 ≤ model.experts_per_token={self.experts_per_token} ≤ "
                               f"model.num_experts={self.num_experts}")
 
+    def need_places(self, tokens, what, cure):
+        """Raises ConfigError where a text of so many tokens would go on beyond the last learned position."""
+        if 0 < self.learned_positions < tokens:
+            raise ConfigError(f"{what} takes {tokens} places, the model has learned {self.learned_positions}; {cure}")
+
     @property
     def jnp_dtype(self):
         return jnp.dtype(self.dtype)

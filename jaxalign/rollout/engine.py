@@ -93,6 +93,9 @@ class Sampler:
         limits = np.full(N, self.max_new_tokens) if max_new_tokens is None else np.asarray(max_new_tokens)
         if limits.shape != (N,) or limits.min() < 1 or limits.max() > self.max_new_tokens:
             raise ConfigError(f"max_new_tokens must be {N} numbers from 1 to {self.max_new_tokens}; got {max_new_tokens}")
+        nnx.merge(self.graphdef, params).config.need_places(
+            max(len(prompt) + limit for prompt, limit in zip(prompts, limits)), "a prompt with its max_new_tokens",
+            "shorten the prompt, or ask for fewer tokens")
         graphdef, params = lowered(self.graphdef, params, self.precision)
         with jax.set_mesh(self.mesh):
             return _Run(self, graphdef, params, [list(p) for p in prompts], keys, settings, limits).finish()

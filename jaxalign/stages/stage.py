@@ -252,8 +252,13 @@ class Stage:
                 if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):
                     self.warn(f"{self.name}: config.model.{name}={value!r} is not used; the model of "
                               f"{self.config.init_from} has {found[name]!r}")
-            return ModelConfig(**(found | runtime))
-        return ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+            model = ModelConfig(**(found | runtime))
+        else:
+            model = ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
+        drawn = self.config.get("max_new_tokens", 0)
+        model.need_places(self.config.length + drawn, f"{self.name}: config.length={self.config.length}" + (
+            f" with config.max_new_tokens={drawn}" if drawn else ""), "make it smaller")
+        return model
 
     def _preview(self):
         if jax.process_index() > 0:

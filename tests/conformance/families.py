@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -30,6 +31,9 @@ import published_tokenizer  # noqa: E402
 
 TOLERANCE = 1e-4
 LENGTH = 30
+# What sums over logits or scores are divided by before the gradient is taken: about as many as there are, so that the
+# gradients' largest entries are of order one and the tolerance says something of them.
+SIZE = 300.0
 
 
 def family(draw, *, case):
@@ -43,7 +47,7 @@ def family(draw, *, case):
         import_model(folder / "model", folder / "run")
         export_model(folder / "run", folder / "out")
         theirs = in_transformers(folder / "out", documents)
-        return ours(folder / "run", config, documents, theirs), theirs
+        return ours(folder / "run", config, documents), theirs
 
 
 def in_transformers(folder, documents):
@@ -55,12 +59,12 @@ def in_transformers(folder, documents):
     model.config.pad_token_id = 0
     logits = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(seen)).logits
     parts = [logits[row, :len(d)] for row, d in enumerate(documents)] if logits.ndim == 3 else list(logits)
-    sum((x * torch.tensor(make_families.slope(x.shape))).mean() for x in parts).backward()
+    sum((x * torch.tensor(make_families.slope(x.shape))).sum() / SIZE for x in parts).backward()
     named = {f"d/d {name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     return {f"logits {n}": x.detach().numpy() for n, x in enumerate(parts)} | named
 
 
-def ours(run, config, documents, theirs):
+def ours(run, config, documents):
     folder, meta = read_meta(run)
     model = ModelConfig(**meta["model"])
     head = meta["published"]["head"]
@@ -81,14 +85,30 @@ def ours(run, config, documents, theirs):
         else:
             logits = logits_of(out, module.unembedding_DV, module.softcap)[0]
             parts = [logits[part] for part in at]
-        return sum(jnp.mean(x * make_families.slope(x.shape)) for x in parts), parts
+        return sum(jnp.sum(x * make_families.slope(x.shape)) / SIZE for x in parts), parts
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
     mapping = published.mapping_and_abstract(config)[0]
     leaves = dict(zip(mapping.shapes, map(np.asarray, jax.tree.leaves(gradient))))
     named = {f"d/d {name}": mapping.put_together(name, leaves) for name in mapping.published}
-    # Experts stand in transformers' memory otherwise than in its files; what reaches them is compared all the same.
-    return {f"logits {n}": np.asarray(x) for n, x in enumerate(parts)} | {k: x for k, x in named.items() if k in theirs}
+    return {f"logits {n}": np.asarray(x) for n, x in enumerate(parts)} | in_memory(named)
+
+
+def in_memory(named):
+    """Gradients by the names and in the shapes that transformers has in memory, where its files have others."""
+    out, experts = {}, {}
+    for name, x in named.items():
+        name = name.replace("embed_out", "lm_head").replace("block_sparse_moe", "mlp")
+        if match := re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name):
+            kind = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.get(match[3], match[3])
+            experts.setdefault(match[1], {}).setdefault(kind, {})[int(match[2])] = x
+        else:
+            out[name] = x
+    for name, kinds in experts.items():
+        gate, up, down = (np.stack([kinds[kind][e] for e in sorted(kinds[kind])])
+                          for kind in ("gate_proj", "up_proj", "down_proj"))
+        out |= {f"{name}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{name}.down_proj": down}
+    return out
 
 
 def goldens(draw):

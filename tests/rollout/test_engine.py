@@ -1,5 +1,6 @@
 """The engine: every response is its own, whatever is served beside it; limits, ends and reasons are as asked."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import documents, split
+from tiny_models import CONFIG, documents, split
 
 from jaxalign.errors import ConfigError
 from jaxalign.objectives.logprobs import logps_from_logits
@@ -148,3 +149,20 @@ def test_what_cannot_be_served_is_refused():
     for limits in ([0, 1], [11, 1], [1]):
         with pytest.raises(ConfigError, match="2 numbers from 1 to 10"):
             sampler()(split()[1], PROMPTS[:2], KEYS[:2], max_new_tokens=limits)
+
+
+def test_a_model_with_learned_positions_is_not_asked_for_more_of_them():
+    config = dataclasses.replace(CONFIG, learned_positions=12, rope_fraction=0.0)
+    graphdef, params = split(config)
+    prompts = [[1 + n % 5] * (9 if n % 2 else 1) for n in range(24)]
+    limits, keys = [3 if n % 2 else 8 for n in range(24)], jax.random.split(jax.random.key(0), 24)
+
+    def draw(slots, limits):
+        return Sampler(graphdef, stop_ids=(), max_new_tokens=8, slots=slots)(params, prompts, keys, max_new_tokens=limits)
+
+    # A row that is done is read on beside longer ones, here beyond the last place; what takes its slots does not see it.
+    got = draw(8, limits)
+    assert np.isfinite(got.logp).all() and (got.mask.sum(1) == limits).all()
+    same(got, draw(32, limits))
+    with pytest.raises(ConfigError, match="takes 13 places, the model has learned 12"):
+        draw(8, [*limits[:-1], 4])

@@ -12,6 +12,7 @@ import tiny_stages
 from jaxalign import pipeline
 from jaxalign.data.tokenizer import train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.evaluate import evaluate_checkpoint
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.reduce import reduce
 from jaxalign.sharding import make_mesh
@@ -187,6 +188,19 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
         config = default_config("sft").unlock()
         config.stage = "fst"
         train_stage(config, tmp_path)
+
+
+def test_a_model_with_learned_positions_is_given_no_longer_rows(tmp_path):
+    model = dict(tiny_stages.MODEL, learned_positions=24, rope_fraction=0.0)
+    with pytest.raises(ConfigError, match="pretrain: config.length=32 takes 32 places, the model has learned 24; make it"):
+        made("pretrain", tmp_path, model=model)
+    train_stage(tiny_stages.config("pretrain", model=model, length=24, steps=0), tmp_path / "run")
+    with pytest.raises(ConfigError, match="config.length=20 with config.max_new_tokens=6 takes 26 places, .* learned 24"):
+        made("grpo", tmp_path, init_from=str(tmp_path / "run"))
+    source, options = f"{tiny_stages.data()['text']['path']}:text", {"length": 24}
+    assert np.isfinite(evaluate_checkpoint(tmp_path / "run", source, options)[source]["bits_per_byte"]["value"])
+    with pytest.raises(ConfigError, match="evaluate: a row takes 256 places, .* learned 24; use a smaller --length"):
+        evaluate_checkpoint(tmp_path / "run", source)
 
 
 def test_the_assistant_of_a_checkpoint_talks_and_knows_its_tokenizer():
