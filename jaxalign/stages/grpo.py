@@ -5,11 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ConfigError
-from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.experience.rows import chosen
 from jaxalign.experience.shaping import group_targets, overlong_punishment
-from jaxalign.rewards import REWARDS
-from jaxalign.rewards.run import Rewards
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
@@ -27,7 +24,7 @@ class GRPO(PolicyStage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
-        self.reward = Rewards(config.rewards, REWARDS, {"load_reward_model": RewardModel.load})
+        self.reward = self.verifiers()
         if config.dynamic_sampling < 0 or (config.dynamic_sampling and jax.process_count() > 1):
             raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts, "
                               "and 0 where several processes would each need another number of them")
@@ -39,8 +36,6 @@ class GRPO(PolicyStage):
     def defaults():
         return base_config(
             "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
-            rewards=[],  # what an entry holds: rewards/run.py
-            reward_kinds=[],  # only rows of these kinds are rewarded; empty: all
             advantage_baseline="group", advantage_scale="std",  # see experience.shaping.group_targets
             kl_coefficient=0.0,  # of the penalty in the reward; the objective has its own, in the loss
             unfinished_reward=0.0,  # stands for the reward of a response that was cut: it has not answered
@@ -52,9 +47,6 @@ class GRPO(PolicyStage):
     def names(self):
         return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B",
                 "budget_B"}
-
-    def rewards(self, rows, responses):
-        return self.reward(rows, responses, self._asked(rows), self.warn)
 
     def draw(self, state, key):
         drawn, figures = super().draw(state, key)
@@ -70,11 +62,6 @@ class GRPO(PolicyStage):
         reward = np.where(drawn.rollouts.finished, drawn.reward_B, self.config.unfinished_reward).reshape(-1, G)
         # The range, not the deviation: that of equal numbers can be above 0.
         return self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
-
-    def _asked(self, rows):
-        """Which rows are of the kinds that are rewarded."""
-        kinds = set(self.config.reward_kinds)
-        return np.array([not kinds or row.get("kind") in kinds for row in rows])
 
     def _scored(self, rows):
         """Which rows earn a reward at all."""
@@ -104,6 +91,7 @@ class GRPO(PolicyStage):
         drawn = chosen(draws, [g * G + n for g in groups for n in range(G)])
         drawn.counts_B *= np.repeat(np.arange(wanted) < len(kept), G)
         figures = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        figures["drawn_tokens"] *= len(draws)  # all that were drawn, whatever becomes of them
         return drawn, figures | {"rollouts": len(draws), "groups_equal": len(equal), "groups_lacking": wanted - min(
             wanted, len(kept))}
 

@@ -1,4 +1,5 @@
-"""PPO against a learned reward, with a critic started from the reward model and a KL penalty to the start."""
+"""PPO against a learned reward, with a critic started from the reward model, or against rewards that can be verified,
+with a critic of its own; and a KL penalty to the start."""
 
 import functools
 import math
@@ -25,7 +26,11 @@ MOMENTS = ("reward_count", "reward_mean", "reward_squares")  # of the scores so 
 
 class PPO(PolicyStage):
     """Policy and critic are trained; reference policy and reward model are frozen. What is done of each detail that
-    arXiv:2403.17031 lists: the table in `objectives/README.md`."""
+    arXiv:2403.17031 lists: the table in `objectives/README.md`.
+
+    The score of a response is that of `reward_model`, or the sum of the `rewards` that judge its text, of which a
+    reward model can be one ("learned"); rows of other `reward_kinds`, and those that lack an answer, score 0.
+    """
 
     name = "ppo"
 
@@ -34,12 +39,9 @@ class PPO(PolicyStage):
         _check(config)
         self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
         self.critic = CRITICS[config.critic](self.model_config)
-        folder, meta = read_reward_meta(config.reward_model)
-        self.pooling = meta["pooling"]
-        if meta["tokenizer"]["hash"] != self.tokenizer.hash:
-            raise CheckpointError(f"{folder}: the reward model's tokenizer ({meta['tokenizer']['hash'][:12]}) is not the "
-                                  f"policy's ({self.tokenizer.hash[:12]}): its scores would be of other text; train "
-                                  "the reward model from the same tokenizer")
+        self.reward, self.pooling = (self.verifiers() if config.rewards else None), ""
+        if config.reward_model:
+            self._take_reward_model(config)
         if config.kl_control == "adaptive":
             self.carried["kl_coefficient"] = float(config.kl_coefficient)
         if config.reward_scaling != "none":
@@ -48,7 +50,7 @@ class PPO(PolicyStage):
     @staticmethod
     def defaults():
         return base_config(
-            "ppo", **RL_DEFAULTS, reward_model="",
+            "ppo", **RL_DEFAULTS, reward_model="",  # or `rewards`
             critic="separate",  # one of stages/critic.CRITICS
             critic_from="reward",  # what a separate one starts as: the "reward" model, or "policy", under a fresh head
             critic_warmup=0,  # steps of the critic alone: it starts from a model of another quantity and is far off
@@ -70,17 +72,22 @@ class PPO(PolicyStage):
 
     def start(self, trainable):
         policy = super().start({"policy": trainable["policy"]})["policy"]
-        reward = self.load(self.config.reward_model, self.score_abstract, "reward")
-        self.frozen |= {"reward": reward}
+        reward = None
+        if self.config.reward_model:
+            reward = self.load(self.config.reward_model, self.score_abstract, "reward")
+            self.frozen |= {"reward": reward}
         critic = self.critic.start(trainable["critic"], policy, reward, self.config.critic_from)
         return {"policy": policy, "critic": critic}
 
-    def next_batches(self, state):
-        batches, figures = super().next_batches(state)
+    def rollout(self, state):
+        batches, figures = super().rollout(state)
         if int(state.step) < self.config.critic_warmup:
             # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
             batches = [batch | {"advantage_BT": np.zeros_like(batch["advantage_BT"])} for batch in batches]
         return batches, figures
+
+    def rewards(self, rows, responses):
+        return super().rewards(rows, responses) if self.reward else (np.zeros(len(rows), np.float32), {})
 
     def names(self):
         return {*BATCH_NAMES, *STATISTICS, "value_BT", "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT",
@@ -99,8 +106,12 @@ class PPO(PolicyStage):
         at_start = self.available(trainable, frozen, batch)
         old_BT, value_BT = at_start["logp_BT"](), at_start["value_BT"]()
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
-        shaped_B, moments = self.shaped(learned_B, batch["finished_B"], carried)
+        if self.reward:
+            earned_B, learned = batch["reward_B"], {}
+        else:
+            earned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
+            learned = {"reward/learned": earned_B.mean()}
+        shaped_B, moments = self.shaped(earned_B, batch["finished_B"], carried)
         # Relative: where a reward model has its zero means nothing, so no fixed score would be a penalty for sure.
         ended_B = batch["finished_B"]
         usual = masked_mean(shaped_B, jnp.where(ended_B.sum() > 0, ended_B, 1.0))
@@ -110,10 +121,10 @@ class PPO(PolicyStage):
         made |= {"old_logp_BT": old_BT, "ref_logp_BT": ref_BT, "reward_B": score_B}
         kl_B = jnp.sum((old_BT - ref_BT) * mask_BT, axis=1)
         figures = {"score": score_B.mean(), "kl": kl_B.mean(), "score_std": score_B.std(),
-                   "reward/learned": learned_B.mean(), "reward/unfinished_penalty": (score_B - shaped_B).mean()}
-        return made, figures | moments | self.sampler_figures(old_BT, batch)
+                   "reward/unfinished_penalty": (score_B - shaped_B).mean()}
+        return made, figures | learned | moments | self.sampler_figures(old_BT, batch)
 
-    def shaped(self, learned_B, ended_B, carried):
+    def shaped(self, earned_B, ended_B, carried):
         """(scores, scaled and clipped as the config says; the moments of the scores so far, by name).
 
         Only responses that came to their end count in the moments: what a reward model makes of half an answer is no
@@ -121,11 +132,19 @@ class PPO(PolicyStage):
         c = self.config
         moments = ()
         if c.reward_scaling != "none":
-            moments = merged_moments([carried[name] for name in MOMENTS], learned_B, ended_B)
-        shaped_B = scaled(learned_B, moments, scaling=c.reward_scaling)
+            moments = merged_moments([carried[name] for name in MOMENTS], earned_B, ended_B)
+        shaped_B = scaled(earned_B, moments, scaling=c.reward_scaling)
         if c.reward_clip:
             shaped_B = jnp.clip(shaped_B, -c.reward_clip, c.reward_clip)
         return shaped_B, dict(zip(MOMENTS, moments))
+
+    def _take_reward_model(self, config):
+        folder, meta = read_reward_meta(config.reward_model)
+        self.pooling = meta["pooling"]
+        if meta["tokenizer"]["hash"] != self.tokenizer.hash:
+            raise CheckpointError(f"{folder}: the reward model's tokenizer ({meta['tokenizer']['hash'][:12]}) is not the "
+                                  f"policy's ({self.tokenizer.hash[:12]}): its scores would be of other text; train "
+                                  "the reward model from the same tokenizer")
 
     def coefficient(self, carried):
         """β of this rollout."""
@@ -138,7 +157,7 @@ class PPO(PolicyStage):
         self.watch_spread(
             len(score_B) > 1 and bool(batch["finished_B"].any()) and np.ptp(score_B) == 0,
             f"all {len(score_B)} responses score {score_B[0]:g}, so there is nothing to learn from but the KL penalty; "
-            f"look at the reward model and at reward_clip={c.reward_clip:g}")
+            f"look at the reward and at reward_clip={c.reward_clip:g}")
         made = super().carry_on(batch, figures) | value_figures(batch) | {
             "kl_coefficient": coefficient, "reward/kl_penalty": -coefficient * figures["kl"]}
         if c.reward_scaling != "none":
@@ -152,8 +171,16 @@ class PPO(PolicyStage):
 
 
 def _check(config):
-    if not config.reward_model:
-        raise ConfigError("ppo: config.reward_model is empty; give the workdir of a reward stage")
+    if not (config.reward_model or config.rewards):
+        raise ConfigError("ppo: config.reward_model is empty; give the workdir of a reward stage, or in config.rewards "
+                          "what judges the responses' text")
+    if config.reward_model and config.rewards:
+        raise ConfigError(f"ppo: config.reward_model={config.reward_model} and config.rewards both say what a response "
+                          "scores; set one of them to empty: a reward model can be one of several rewards, "
+                          'dict(name="learned", checkpoint=...)')
+    if config.rewards and config.critic == "separate" and config.critic_from == "reward":
+        raise ConfigError('ppo: config.critic_from="reward", but with config.rewards there is no reward model to start '
+                          'the critic from; set config.critic_from="policy", or config.critic="shared"')
     for name, choices in (("critic", CRITICS), ("critic_from", ORIGINS), ("kl_control", ("fixed", "adaptive")),
                           ("reward_scaling", SCALINGS), ("whitening", WHITENINGS)):
         if config[name] not in choices:

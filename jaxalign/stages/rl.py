@@ -1,5 +1,7 @@
 """What the stages share whose batches are drawn from the policy they train."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ from rich.console import Console
 
 from jaxalign.data.preview import preview_row
 from jaxalign.errors import ConfigError
+from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.experience.figures import drift_figures
 from jaxalign.experience.rows import Drawn, minibatches, response_rows
+from jaxalign.rewards import REWARDS
+from jaxalign.rewards.run import Rewards
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import put_batch
@@ -26,13 +31,25 @@ RL_DEFAULTS = dict(
     max_new_tokens=48,
     temperature=1.0,
     sampler_precision="model",  # or "bfloat16", "int8" weights to draw with; objective.sampler_correction corrects that
+    rewards=[],  # what an entry holds: rewards/run.py
+    reward_kinds=[],  # only rows of these kinds are rewarded; empty: all
+    overlap=False,  # whether a rollout is drawn while the one before is trained on, hence by the weights before that
 )
 
 
 class PolicyStage(Stage):
-    """A stage that samples from its policy, rewards what it drew, and trains on that, in one step or several."""
+    """A stage that samples from its policy, rewards what it drew, and trains on that, in one step or several.
+
+    With `config.overlap` it is one rollout off the policy: rollout n is drawn, and all that is computed of it (π_old,
+    values, advantages) is computed, with the weights that rollout n − 1 began to be trained from, so that nothing of it
+    waits for that training. π/π_old is the ratio to what drew the tokens, and no longer 1 at a rollout's first step.
+
+        θ₀ draws 0 and 1;  θₙ₊₁ = θₙ after the steps on rollout n;  θₙ draws n + 1
+    """
 
     kind = "prompts"
+    beside = None  # with `overlap`, the weights that draw the next rollout
+    key = None  # of the run, once it is known: with `overlap` the state's own is there only when its step is over
     all_cut = False  # whether no response of the rollout before came to its end
     all_alike = False  # whether nothing in the rewards of the rollout before told its responses apart
     shown = False  # whether a response was shown with its mask
@@ -72,7 +89,21 @@ class PolicyStage(Stage):
         self.frozen = {"reference": jax.tree.map(jnp.copy, trainable["policy"])}
         return trainable
 
+    @property
+    def waits(self):
+        return not self.config.overlap
+
     def next_batches(self, state):
+        if self.config.overlap:
+            if self.key is None:
+                self.key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))
+            # Copied on the device before the next step takes over their memory: nothing here waits for the last one.
+            behind, self.beside = self.beside, jax.tree.map(jnp.copy, state.trainable)
+            state = dataclasses.replace(state, key=self.key, trainable=state.trainable if behind is None else behind)
+        return self.rollout(state)
+
+    def rollout(self, state):
+        """`next_batches`, drawn by the state's own weights."""
         c = self.config
         drawn, parts = self.collect(state)
         rollouts = drawn.rollouts
@@ -138,15 +169,25 @@ class PolicyStage(Stage):
                                 Settings(self.config.temperature))
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         reward_B, figures = self.rewards(rows, responses)
+        figures = figures | {"drawn_tokens": float(rollouts.mask.sum())}
         return Drawn(rows, prompts, rollouts, reward_B, np.ones(len(prompts), np.float32)), figures
 
     def statistics(self, policy, batch):
         """Of the distribution that is sampled from: the ratio of two temperatures would not be 1 for equal policies."""
         return super().statistics(policy, batch, temperature=self.config.temperature)
 
+    def verifiers(self):
+        """The rewards that the config names, which judge the responses' text."""
+        return Rewards(self.config.rewards, REWARDS, {"load_reward_model": RewardModel.load})
+
     def rewards(self, rows, responses):
         """(reward_B float32, figures): what can be said of the responses' text alone."""
-        return np.zeros(len(rows), np.float32), {}
+        return self.reward(rows, responses, self._asked(rows), self.warn)
+
+    def _asked(self, rows):
+        """Which rows are of the kinds that are rewarded."""
+        kinds = set(self.config.reward_kinds)
+        return np.array([not kinds or row.get("kind") in kinds for row in rows])
 
     def targets(self, trainable, frozen, batch, carried=None):
         """(arrays the objective needs beside the batch's own, figures)."""

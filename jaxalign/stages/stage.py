@@ -39,6 +39,8 @@ class Stage:
     name = ""
     kind = "tokens"
     policy = "policy"  # the part of a checkpoint that later stages start from
+    beside = None  # a tree like the trainable one, or None: what a checkpoint has to hold beside that
+    waits = True  # whether batches that are drawn wait for the step before
 
     def __init__(self, config, workdir, mesh):
         self.config, self.workdir, self.mesh = config, pathlib.Path(workdir), mesh

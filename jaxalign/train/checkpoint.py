@@ -2,6 +2,7 @@
 
     WORKDIR/checkpoints/STEP/params      the trainable parameters
                              optimizer   optimizer state, step and key
+                             beside      what else a stage keeps of the parameters' shape, if it does
                              meta        config, model shapes, tokenizer with its hash, lineage, data position
 """
 
@@ -45,15 +46,16 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state: TrainState, meta):
+    def save(self, state: TrainState, meta, beside=None):
         """Starts writing; returns as soon as the arrays are copied. A broken-off save is never taken for a whole one."""
         params = plain(state.trainable)
         optimizer = _optimizer_item(state)
         meta = dict(meta, step=int(state.step), parameters=flat_shapes(params),
                     optimizer=flat_shapes(optimizer["state"]))
+        more = {} if beside is None else {"beside": ocp.args.StandardSave(plain(beside))}
         self.manager.save(int(state.step), args=ocp.args.Composite(
             params=ocp.args.StandardSave(params), optimizer=ocp.args.StandardSave(optimizer),
-            meta=ocp.args.JsonSave(meta)))
+            meta=ocp.args.JsonSave(meta), **more))
 
     def latest_step(self):
         return self.manager.latest_step()
@@ -79,6 +81,16 @@ class Checkpointer:
             optimizer_state=refill(state.optimizer_state, got["optimizer"]["state"]),
             key=jax.random.wrap_key_data(got["optimizer"]["key"]))
         return restored, meta
+
+    def restore_beside(self, like):
+        """What the newest checkpoint holds beside the trainable parameters, as a tree like `like`; None if nothing."""
+        folder = self.folder / str(self.latest_step())
+        if not (folder / "beside").is_dir():
+            return None
+        with _readable(folder):
+            got = self.manager.restore(self.latest_step(), args=ocp.args.Composite(
+                beside=ocp.args.StandardRestore(_abstract(plain(like)))))
+        return refill(like, got["beside"])
 
     def close(self):
         """Waits until what was saved is on disk."""

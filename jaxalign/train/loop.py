@@ -39,11 +39,14 @@ def fit(stage, workdir, config, mesh) -> Result:
         `init(key)` → trainable tree of `nnx.State`s, pure;
         `start(trainable)` → the same with what an earlier stage handed over, called once, on a new run;
         `frozen`, a tree that never changes (after `start`);
-        `next_batches(state)` → (list of batches, one optimizer step each; figures to log);
-        `draws`, whether those are drawn from the policy and so wait for the step before;
+        `next_batches(state)` → (list of batches, one optimizer step each; figures to log); the state's step is a number
+        that is there already;
+        `draws`, whether those are drawn from the policy, and `waits`, whether they then wait for the step before;
         `enough(metrics)`, asked after every step, whether the batches that are left of those are passed over;
         `loss_fn(trainable, frozen, batch, key)` → `Loss`;
         `evaluate(state)` → dict of dev figures;
+        `beside`, None or a tree like the trainable one, for the checkpoint; the loop sets it when it resumes a stage
+        that does not wait;
         `data_state()` and `set_data_state(s)`, the position in the data and what else the stage keeps from batch to
         batch, as JSON;
         `meta()`, what a checkpoint says of its model, tokenizer and lineage.
@@ -64,6 +67,8 @@ def fit(stage, workdir, config, mesh) -> Result:
         state, meta = checkpointer.restore(state)
         history |= meta["history"]
         stage.set_data_state(meta["data"])
+        if not stage.waits:
+            stage.beside = checkpointer.restore_beside(fresh)
         if meta["step"] > config.steps:
             raise CheckpointError(f"{workdir} has already trained {meta['step']} steps, config.steps={config.steps}; "
                                   "choose another workdir or more steps")
@@ -94,17 +99,18 @@ def fit(stage, workdir, config, mesh) -> Result:
             nonlocal uncounted
             history["tokens"], uncounted = history["tokens"] + _everywhere(uncounted), 0
             seconds = history["seconds"] + time.monotonic() - started
-            checkpointer.save(state, dict(stage.meta(), data=stage.data_state(),
-                                          history=dict(history, seconds=seconds)))
+            meta = dict(stage.meta(), data=stage.data_state(), history=dict(history, seconds=seconds))
+            checkpointer.save(state, meta, stage.beside)
 
         if not resumed:
             history["before"] = evaluate()
         pending, unlogged, uncounted, after, saved = None, 0, 0, {}, step if resumed else -1
         while step < config.steps:
-            if pending is not None and stage.draws:  # the step is over before a batch is there: its time ends here
+            # Where the step is over before a batch is there, its time ends here.
+            if pending is not None and stage.draws and stage.waits:
                 writer.write(*pending)
                 pending = None
-            batches, figures = stage.next_batches(state)
+            batches, figures = stage.next_batches(dataclasses.replace(state, step=step))
             if stage.draws:
                 history["drawn"] = {name: float(value) for name, value in figures.items()}
                 history["before"] = history["before"] or history["drawn"]

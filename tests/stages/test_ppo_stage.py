@@ -186,6 +186,33 @@ def test_the_coefficient_of_each_rollout_follows_from_the_kl_of_the_one_before(t
     assert len({line["kl_coefficient"] for line in lines}) == 3
 
 
+# -- rewards that can be verified -------------------------------------------------------------------------------------
+
+
+def verified(name):
+    return dict(reward_model="", rewards=[dict(name="format", weight=2.0, pattern=".*")], critic_from=name)
+
+
+def test_a_reward_that_judges_the_text_is_the_score_and_rows_of_other_kinds_have_none(tmp_path):
+    stage = stage_of(tmp_path, unfinished_penalty=0.5, **verified("policy"))
+    trainable = started(stage)
+    assert "reward" not in stage.frozen
+    batch = rows(finished=(1, 1, 0, 1)) | {"reward_B": np.array([1.0, 0.0, 5.0, 2.0], np.float32)}
+    made, figures = jax.jit(stage.targets)(trainable, stage.frozen, batch)
+    np.testing.assert_allclose(made["reward_B"], [1.0, 0.0, 0.5, 2.0], rtol=1e-6)  # what was cut: 1.0 on average, − 0.5
+    assert "reward/learned" not in figures and float(figures["score"]) == pytest.approx(0.875)
+    one, figures = stage.rewards([{"prompt": "", "answer": "1", "kind": "sum"}], ["two"])
+    assert one.tolist() == [2.0] and figures["reward/format"] == 1.0
+    stage = stage_of(tmp_path, reward_kinds=["other"], **verified("policy"))
+    assert stage.rewards([{"prompt": "", "answer": "1", "kind": "sum"}], ["two"])[0].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_ppo_trains_on_verified_rewards_with_a_critic_of_its_own(critic, tmp_path):
+    train_stage(tiny_stages.config("ppo", critic=critic, steps=2, **verified("policy")), tmp_path)
+    assert all(np.isfinite(line["loss"]) and "reward/format" in line for line in tiny_stages.metrics(tmp_path))
+
+
 # -- several steps a rollout ------------------------------------------------------------------------------------------
 
 
@@ -247,8 +274,8 @@ def test_every_line_has_the_figures_of_ppo_and_they_agree_with_each_other(tmp_pa
     for line in tiny_stages.metrics(tmp_path):
         assert {"objective/kl", "objective/entropy", "approx_kl", "clip_fraction", "value_clip_fraction", "ratio",
                 "explained_variance", "returns_mean", "returns_std", "reward/learned", "reward/kl_penalty",
-                "reward/unfinished_penalty", "kl_coefficient", "score", "score_std", "kl", "length", "truncated",
-                "entropy", "policy", "value", "sampler_kl"} <= set(line)
+                "reward/unfinished_penalty", "kl_coefficient", "score", "score_std", "kl", "length",
+                "drawn_tokens", "truncated", "entropy", "policy", "value", "sampler_kl"} <= set(line)
         assert line["objective/kl"] == pytest.approx(line["kl"], rel=1e-4, abs=1e-5)
         assert line["score"] == pytest.approx(line["reward/learned"] + line["reward/unfinished_penalty"], abs=1e-5)
         assert line["reward/kl_penalty"] == pytest.approx(-0.1 * line["kl"], rel=1e-5, abs=1e-7)
@@ -267,6 +294,8 @@ def test_every_line_has_the_figures_of_ppo_and_they_agree_with_each_other(tmp_pa
     (dict(reward_scaling="mean"), "config.reward_scaling='mean' must be one of none, std, normalise"),
     (dict(whitening="all"), "config.whitening='all' must be one of advantages, rewards, both, none"),
     (dict(kl_control="adaptive", kl_coefficient=0.0), "kl_coefficient=0.0 .* all must be above 0"),
+    (dict(rewards=[dict(name="numeric")]), "reward_model=.* and config.rewards both say what a response scores"),
+    (dict(rewards=[dict(name="numeric")], reward_model=""), 'critic_from="reward", but with config.rewards there'),
 ])
 def test_choices_that_are_none_are_refused_with_those_there_are(changes, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
