@@ -66,11 +66,6 @@ def token_statistics(hidden_BTD, unembed_DV, targets_BT, *, chunk, temperature=1
     return jax.tree.map(lambda x_CBt: jnp.moveaxis(x_CBt, 0, 1).reshape(B, count * size)[:, :T], stats)
 
 
-def logps_from_logits(logits_BTV, targets_BT):
-    """log p(target), [B, T] float32, from logits of any float dtype. For small or cached decodes, and for tests."""
-    return _statistics(logits_BTV.astype(jnp.float32), targets_BT).logp_BT
-
-
 def sequence_logp(logp_BT, mask_BT):
     """Log-probability of each row's counted tokens: Σₜ maskₜ · logpₜ, [B], nats."""
     return jnp.sum(counted(logp_BT, mask_BT) * mask_BT, axis=-1)

@@ -13,7 +13,7 @@ import ragged
 import trainers
 from comparison import Row, in_jax, in_torch
 from jaxalign.objectives import cross_entropy
-from jaxalign.objectives.logprobs import logps_from_logits, token_statistics
+from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import reduce
 
 IGNORED = -100  # the label that torch leaves out
@@ -57,18 +57,6 @@ def _trainer(label_smoothing, softcap):
     return trainers.make(
         trl.SFTTrainer, trl.SFTConfig, model, rows=[{"text": "w1 w2 w3"}],
         label_smoothing_factor=label_smoothing,
-    )
-
-
-def logits(draw):
-    return 3.0 * draw.normal(size=(4, 7, ragged.VOCABULARY)), draw.integers(0, ragged.VOCABULARY, (4, 7))
-
-
-def logp(draw):
-    logits_BTV, ids_BT = logits(draw)
-    return (
-        in_jax(lambda logits_BTV: logps_from_logits(logits_BTV, ids_BT), logits_BTV=logits_BTV),
-        in_torch(lambda logits_BTV: selective_log_softmax(logits_BTV, torch.tensor(ids_BT)), logits_BTV=logits_BTV),
     )
 
 
@@ -117,7 +105,6 @@ ROWS = [
     Row("cross_entropy: z_loss", "float64, PaLM (arXiv:2204.02311, section 5)", z_loss),
     Row("token_statistics: softcap 3", "trl SFTTrainer, final_logit_softcapping 3",
         functools.partial(sft, theirs=of_trl, softcap=3.0)),
-    Row("logps_from_logits", "trl selective_log_softmax", logp),
     Row("token_statistics: logp, entropy", "trl selective_log_softmax, entropy_from_logits",
         functools.partial(statistics, temperature=1.0)),
     Row("token_statistics: temperature 0.7", "trl selective_log_softmax, entropy_from_logits",
