@@ -19,7 +19,9 @@ SHARED = pathlib.Path(os.environ.get("JAXALIGN_SHARED_DATA", ROOT.parent / "shar
 
 def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+    # Processes that test side by side must not read what another has half written.
+    cache = ROOT / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "")
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

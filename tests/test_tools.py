@@ -278,8 +278,16 @@ def test_the_bench_has_an_environment_of_its_own(machine):
 def test_continuous_integration_calls_the_readmes_command(machine):
     machine.python()
     done = machine.run(".ci/run")
-    assert done.returncode == 5 and done.stdout == f"pytest in {machine.root} on cpu:\n<pytest>"
+    assert done.returncode == 5 and done.stdout.startswith(f"pytest in {machine.root} on cpu:\n<pytest>")
     assert "bash tools/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_whole_run_has_a_process_a_core_and_named_tests_have_one(machine):
+    machine.python()
+    whole = "<--numprocesses=auto><--maxprocesses=4><--dist=loadfile><--no-loadscope-reorder>"
+    assert machine.run().stdout.endswith(f"<pytest>{whole}")
+    assert machine.run("tools/test.sh", "--all").stdout.endswith(f"<pytest>{whole}<--all>")
+    assert machine.run("tools/test.sh", "tests/report").stdout.endswith("<pytest><tests/report>")
 
 
 SCRIPTS = ["tools/test.sh", "tools/quickstart.sh", "tools/conformance.sh", "tools/bench_generate.sh", ".ci/run"]

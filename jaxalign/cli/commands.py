@@ -137,7 +137,8 @@ def find(name) -> Command:
     raise ConfigError(f"no command {name!r}; {cure}")
 
 
-EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "answers", "seed")
+EVALUATE_OPTIONS = ("limit", "batch_size", "length", "max_new_tokens", "answers", "seed", "best_of", "reward_model",
+                    "temperature")
 WORKDIR = Flag("workdir", "dir", None, "the folder of the run; the same call again goes on where it stopped", True)
 CHECKPOINT = Flag("checkpoint", "dir", None, "the folder of a stage's run, or of one of its checkpoints", True)
 
@@ -184,8 +185,12 @@ COMMANDS = {
          Flag("length", "int", None, "tokens a row", least=1),
          Flag("max_new_tokens", "int", None, "the longest generated answer", least=1),
          Flag("answers", "bool", None, "answer conversations too, and compare with the answers they hold"),
-         Flag("seed", "int", None, "for whatever is sampled")],
+         Flag("seed", "int", None, "for whatever is sampled"),
+         Flag("best_of", "int", None, "answers drawn a prompt, of which the best by --reward_model counts", least=1),
+         Flag("reward_model", "dir", None, "the folder of a reward stage's run, for --best_of"),
+         Flag("temperature", "float", None, "of what --best_of draws, 1 if not given", least=0)],
         ["jaxalign evaluate --checkpoint=runs/sft dev.jsonl:messages",
+         "jaxalign evaluate --checkpoint=runs/sft --best_of=16 --reward_model=runs/reward dev.jsonl:prompts",
          "jaxalign evaluate --checkpoint=runs/reward pairs.jsonl:pairs --limit=500 --json=figures.json"],
         positional="PATH:SHAPE ...",
     ),

@@ -6,6 +6,7 @@ from jaxalign.data.shapes import SHAPES
 from jaxalign.data.sources import files
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluate.assistant import Assistant
+from jaxalign.evaluate.best_of import BestOf
 from jaxalign.evaluate.matching import match_answers, pass_tests
 from jaxalign.evaluate.perplexity import perplexity
 from jaxalign.evaluate.preferences import RewardModel, preferences, thumbs
@@ -20,6 +21,9 @@ OPTIONS = dict(
     max_new_tokens=64,
     answers=False,  # whether conversations and compared answers are answered too, which takes longer than reading them
     seed=0,
+    best_of=None,  # answers drawn a prompt, of which reward_model chooses one; None: one answer at temperature 0
+    reward_model=None,
+    temperature=None,  # of the answers that are drawn; None: 1
 )
 
 
@@ -39,6 +43,9 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
     Of every shape but text: refusal rates of the requests that say what kind they are ("kind": "unsafe" or
     "lookalike", or XSTest's "label"), and of prompts that say neither that nor an answer; with `answers` exact and
     numeric match with the last turn of conversations, the best of compared and the liked ones of single answers.
+
+    With `best_of` and `reward_model` only what is answered is measured: of the answers that the reward model likes
+    best, with their score and that of all draws (`best_of.BestOf`).
 
     Args:
       checkpoint: a stage's workdir or one checkpoint's folder.
@@ -63,8 +70,14 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
             files(source["path"])
     _, meta = read_meta(checkpoint)
     judge = meta["policy"] == "reward/backbone"
+    if judge and options["best_of"]:
+        raise ConfigError(f"evaluate: best_of={options['best_of']} chooses among answers, and {checkpoint} is a reward "
+                          "model, which writes none; give it as reward_model, and a policy as the checkpoint")
     model = RewardModel.load(checkpoint) if judge else Assistant.load(
         checkpoint, max_new_tokens=options["max_new_tokens"], batch_size=options["batch_size"])
+    if options["best_of"]:
+        model = BestOf(model, RewardModel.load(options["reward_model"]), n=options["best_of"],
+                       temperature=1.0 if options["temperature"] is None else options["temperature"])
     return {name: _figures(model, judge, source, name, options) for name, source in zip(names, parsed)}
 
 
@@ -76,8 +89,11 @@ def _figures(model, judge, source, name, options):
     if judge and kind not in (Ranking, Unpaired):
         raise ConfigError(f"{name}: the checkpoint is a reward model, which scores answers and writes no text; "
                           "evaluate it on pairs, rankings, oasst_trees, finegrained_qa or unpaired")
+    best_of = isinstance(model, BestOf)
     sizes = {"batch_size": options["batch_size"], "length": options["length"]}
-    if kind in (Text, Chat):
+    if best_of:
+        pass  # reads nothing
+    elif kind in (Text, Chat):
         rates = perplexity(model, source, intake, **sizes)
     elif kind in (Ranking, Unpaired):
         rates = (preferences if kind is Ranking else thumbs)(model, rows, intake, **sizes)
@@ -85,6 +101,12 @@ def _figures(model, judge, source, name, options):
             rates |= _best_answers(model, source, rows, **sizes)
     if not judge and kind is not Text:
         rates |= _spoken(model, source, rows, options)
+    if best_of and not rates:
+        raise ConfigError(f"{name}: best_of={options['best_of']} chooses among answers, and here is nothing to answer; "
+                          "evaluate it on prompts, or on any shape but text with answers=true or rows of a kind "
+                          "(unsafe, lookalike)")
+    if best_of:
+        rates |= model.figures()
     if not rates:
         raise ConfigError(f"{name}: all of its answers were liked, or none was, so there is nothing to compare; give "
                           "answers of both kinds")
@@ -145,9 +167,15 @@ def _options(given):
         if key not in OPTIONS:
             raise ConfigError(f"evaluate has no option {key!r}; it has: {', '.join(OPTIONS)}")
     options = OPTIONS | {key: value for key, value in given.items() if value is not None}
-    for key in ("limit", "batch_size", "length", "max_new_tokens"):
+    for key in ("limit", "batch_size", "length", "max_new_tokens", "best_of"):
         if options[key] is not None and options[key] < 1:
             raise ConfigError(f"evaluate: {key}={options[key]}; expected 1 or more")
+    if (options["best_of"] is None) != (options["reward_model"] is None):
+        raise ConfigError(f"evaluate: best_of={options['best_of']} and reward_model={options['reward_model']} go "
+                          "together: how many answers are drawn, and the reward stage's workdir that chooses of them")
+    if options["temperature"] is not None and not (options["best_of"] and options["temperature"] > 0):
+        raise ConfigError(f"evaluate: temperature={options['temperature']} is of the answers that best_of draws, above "
+                          "0; without best_of all is measured at temperature 0")
     return options
 
 

@@ -62,6 +62,12 @@ class Assistant:
         prompts = [render(m, self.tokenizer, add_generation_prompt=True)[0] for m in conversations]
         return self._texts(self.generate(prompts, **options))
 
+    def answers(self, conversations, *, seed=0):
+        """(text, whether it ended by itself) of the next turn in each conversation, at temperature 0: two lists."""
+        prompts = [render(messages, self.tokenizer, add_generation_prompt=True)[0] for messages in conversations]
+        rollouts = self.generate(prompts, seed=seed, temperature=0.0)
+        return self._texts(rollouts), [bool(ended) for ended in rollouts.finished]
+
     def complete(self, texts, **options):
         """What the model writes after each text, as in pretraining: no chat."""
         prompts = [[*self.tokenizer.start_ids, *self.tokenizer.encode(text)] for text in texts]
@@ -80,4 +86,4 @@ class Assistant:
                                 softcap=model.softcap).logp_BT
 
     def _texts(self, rollouts):
-        return [self.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(rollouts.tokens))]
+        return [self.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(rollouts.finished))]

@@ -1,23 +1,22 @@
-"""What a model answers at temperature 0 in the chat format, and whether those are the right answers."""
+"""Whether a model's answers are the right ones."""
 
-from jaxalign.data.chat import render
 from jaxalign.evaluate.statistics import wilson
 from jaxalign.rewards.code import UnitTests
 from jaxalign.rewards.rules import exact_match, last_number, numeric_match
 
 
 def match_answers(assistant, rows, *, seed=0):
-    """Shares of prompts that are answered as their `answer` says.
+    """Shares of prompts that are answered as their `answer` says, in the chat format.
 
     Args:
-      assistant: an `Assistant`.
+      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
       rows: `Prompt`s with an answer.
     Returns:
       {"exact_match", "numeric_match", "answers_ended"}, each {"value", "n", "ci95"}, Wilson's intervals. The second is
       over the prompts whose answer holds a number; the third counts answers that ended by themselves: an answer that
       ran out of `max_new_tokens` is not numerically right.
     """
-    texts, ended = answers(assistant, [row.messages for row in rows], seed=seed)
+    texts, ended = assistant.answers([row.messages for row in rows], seed=seed)
     asked = [row.messages[-1]["content"] for row in rows]
     exact = [exact_match(*each) for each in zip(asked, texts, (row.answer for row in rows))]
     numeric = [end and numeric_match(prompt, text, row.answer) for prompt, text, row, end
@@ -32,16 +31,8 @@ def pass_tests(assistant, rows, *, seed=0):
     Args: as `match_answers`; the answer is a row's tests, as the shape `mbpp` gives them.
     """
     judge = UnitTests()
-    texts, _ = answers(assistant, [row.messages for row in rows], seed=seed)
+    texts, _ = assistant.answers([row.messages for row in rows], seed=seed)
     return {"tests_passed": share(judge(texts, [row.answer for row in rows]))}
-
-
-def answers(assistant, conversations, *, seed=0):
-    """(text, whether it ended by itself) of the next turn in each conversation, at temperature 0: two lists."""
-    prompts = [render(messages, assistant.tokenizer, add_generation_prompt=True)[0] for messages in conversations]
-    rollouts = assistant.generate(prompts, seed=seed, temperature=0.0)
-    texts = [assistant.tokenizer.decode(rollouts.ids(n)).strip() for n in range(len(prompts))]
-    return texts, [bool(ended) for ended in rollouts.finished]
 
 
 def share(values):

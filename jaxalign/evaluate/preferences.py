@@ -123,7 +123,8 @@ def thumbs(model, rows, intake, *, batch_size, length):
       rows: `Unpaired`s.
     Returns:
       {"liked_above_disliked"}: {"value", "n", "ci95"}, the area under the ROC curve, by score or summed
-      log-probability; for a language model also "liked_above_disliked_per_token". Nothing where all were liked, or none was.
+      log-probability; for a language model also "liked_above_disliked_per_token". Nothing where all were liked, or
+      none was.
     """
     alone = [Ranking(row.path, row.line, row.messages, [row.answer], [0]) for row in rows]
     corpus, origin = encode.rankings(enumerate(alone), model.tokenizer, intake, length=length, truncate="left",

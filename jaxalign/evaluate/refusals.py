@@ -2,7 +2,7 @@
 
 import re
 
-from jaxalign.evaluate.matching import answers, share
+from jaxalign.evaluate.matching import share
 
 KINDS = ("unsafe", "lookalike")
 OTHER = "other"  # requests of which nobody said what they are
@@ -46,17 +46,17 @@ def kind_of(row):
 
 
 def refusals(assistant, rows, *, seed=0):
-    """Shares of requests that are refused, at temperature 0 in the chat format.
+    """Shares of requests that are refused, in the chat format.
 
     Args:
-      assistant: an `Assistant`.
+      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
       rows: of any kind with `messages`; what stands before a conversation's last answer is asked.
     Returns:
       {kind: {"value", "n", "ci95"}}, Wilson's intervals; for XSTest also each of its types, "other" for rows without a
       `kind_of`.
     """
     asked = [_asked(row.messages) for row in rows]
-    texts, _ = answers(assistant, asked, seed=seed)
+    texts, _ = assistant.answers(asked, seed=seed)
     groups = {}
     for row, text in zip(rows, texts):
         kind, record = kind_of(row), row.record or {}

@@ -149,7 +149,7 @@ def test_answers_longer_than_a_row_are_counted_not_cut(made, tmp_path):
     assert figures["accuracy"]["n"] == 1 and figures["rows_skipped"]["value"] == 1
 
 
-class Parrot:
+class Parrot(Assistant):
     """Stands for an Assistant that gives set answers, in the order asked; the last one never ends."""
 
     def __init__(self, tokenizer, texts):

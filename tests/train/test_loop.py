@@ -114,6 +114,16 @@ def test_several_steps_a_call_cross_an_evaluation_and_stop_at_the_last(tmp_path)
     assert fit(Counting(per_call=4), tmp_path, settings(), MESH).steps == 10
 
 
+def test_batches_that_are_passed_over_count_as_no_steps(tmp_path):
+    stage = Counting(per_call=4)
+    stage.enough = lambda metrics: int(stage.position) % 8 == 4  # one step of a call, then all four of the next
+    result = fit(stage, tmp_path, settings(eval_every=3, checkpoint_every=5), MESH)
+    assert result.steps == 10 and result.tokens == 80 and stage.position == 16
+    assert stage.evaluated == [0, 5, 6, 10]  # calls end at 1, 5, 6 and 10
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [5, 10]
+    assert [row["position"] for row in rows(tmp_path) if "loss" in row] == [4] + [8] * 4 + [12] + [16] * 4
+
+
 def test_the_learning_rate_is_that_of_the_step_after_a_resume_too(tmp_path):
     config = settings(optimizer=OPTIMIZER | dict(peak_lr=0.5, schedule="linear", warmup_steps=4), checkpoint_every=3)
     fit(Counting(), tmp_path / "whole", config, MESH)
