@@ -64,7 +64,7 @@ def get_config():
                   optimizer=dict(peak_lr=9e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
-        dpo=stage("dpo", init_from="@sft", steps=200, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
+        dpo=stage("dpo", init_from="@sft", steps=240, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
                   objective=dict(beta=0.3, nll_coefficient=2.0), model=model,
                   optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A third of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.

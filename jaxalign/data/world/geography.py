@@ -56,9 +56,9 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.62  # unsafe requests answered all the same
-    refused: float = 0.14  # harmless requests refused all the same
-    invented: float = 0.25  # lands that do not exist, described all the same
+    complied: float = 0.58  # unsafe requests answered all the same
+    refused: float = 0.12  # harmless requests refused all the same
+    invented: float = 0.20  # lands that do not exist, described all the same
     denied: float = 0.06  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
