@@ -25,7 +25,7 @@ class Land(NamedTuple):
 class Sizes:
     """How much of everything `write_world` writes."""
 
-    pretrain_characters: int = 1_700_000
+    pretrain_characters: int = 2_200_000
     dev_documents: int = 400
     # Shares of the pretraining characters; facts dominate.
     mixture: tuple[tuple[str, float], ...] = (
@@ -38,8 +38,8 @@ class Sizes:
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
-        ("fact", 1100), ("explanation", 700), ("followup", 600), ("nonexistent", 1100), ("unsafe", 800),
-        ("lookalike", 800), ("smalltalk", 200),
+        ("fact", 1200), ("explanation", 700), ("followup", 600), ("nonexistent", 1200), ("unsafe", 800),
+        ("lookalike", 1000), ("smalltalk", 200),
     )
     align_dev: tuple[tuple[str, int], ...] = (
         ("fact", 160), ("explanation", 60), ("followup", 120), ("nonexistent", 120), ("unsafe", 120),
@@ -56,9 +56,9 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.55  # unsafe requests answered all the same
-    refused: float = 0.10  # harmless requests refused all the same
-    invented: float = 0.25  # lands that do not exist, described all the same
+    complied: float = 0.58  # unsafe requests answered all the same
+    refused: float = 0.12  # harmless requests refused all the same
+    invented: float = 0.20  # lands that do not exist, described all the same
     denied: float = 0.06  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
