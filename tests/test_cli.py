@@ -179,26 +179,27 @@ def test_a_fault_of_ours_is_not_hidden(config, fake):
         main(["train", f"--config={config}", "--workdir=w"])
 
 
-def test_evaluate_prints_a_table_and_writes_json(fake, tmp_path, capsys):
-    seen = []
+def test_evaluate_prints_a_table_and_writes_json_source_by_source(fake, tmp_path, capsys):
+    seen, target = [], tmp_path / "figures.json"
 
-    def evaluate_checkpoint(checkpoint, sources, options):
+    def evaluate_checkpoint(checkpoint, sources, options, tell):
         seen.append((checkpoint, sources, options))
         figures = {"exact_match": {"value": 0.875, "n": 500, "ci95": [0.84, 0.9]}, "rows": 3}
         figures["accuracy_by_length"] = {"over twice as long [as the other]" * 2: {"value": 0.5, "n": 2, "ci95": [0, 1]}}
-        return {"dev.jsonl": figures}
+        tell({"far/dev.jsonl": figures})
+        assert json.loads(target.read_text())["far/dev.jsonl"]["rows"] == 3
+        tell({"far/dev.jsonl": figures, "x": {"rows_skipped": {"value": 2, "first": "x:3"}}})
+        raise DataError("y", None, "rows", "none", "cure")  # what was measured before stays
 
     fake("evaluate", evaluate_checkpoint=evaluate_checkpoint)
-    target = tmp_path / "figures.json"
-    code = main(
-        ["evaluate", f"--checkpoint={tmp_path}", "dev.jsonl:messages", "--limit=5", "--data=x:text", f"--json={target}"]
-    )
+    code = main(["evaluate", f"--checkpoint={tmp_path}", "far/dev.jsonl:messages", "--limit=5", "--data=x:text",
+                 f"--json={target}"])
     out = capsys.readouterr().out
-    assert code == 0 and seen == [(str(tmp_path), ["x:text", "dev.jsonl:messages"], {"limit": 5})]
+    assert code == 2 and seen == [(str(tmp_path), ["x:text", "far/dev.jsonl:messages"], {"limit": 5})]
     rows = [line.split() for line in out.splitlines()]
-    assert ["dev.jsonl"] in rows and ["exact_match", "0.875", "500", "0.84", "…", "0.9"] in rows
-    assert len(rows) == 5  # however long a name is
-    assert json.loads(target.read_text())["dev.jsonl"]["rows"] == 3
+    assert rows[0][:4] == ["dev.jsonl", "value", "n", "95"] and rows[1] == ["exact_match", "0.875", "500", "0.84", "…", "0.9"]
+    assert len(rows) == 4 + 3  # however long a name is
+    assert "2 rows of x were skipped, the first: x:3" in out and set(json.loads(target.read_text())) == {"far/dev.jsonl", "x"}
 
 
 class Assistant:

@@ -50,10 +50,16 @@ def evaluate(values, _, sources):
     if values.json and not pathlib.Path(values.json).absolute().parent.is_dir():
         raise ConfigError(f"--json={values.json}: no such folder to write to")
     options = {name: values[name].value for name in EVALUATE_OPTIONS if values[name].value is not None}
-    result = evaluate_checkpoint(values.checkpoint, sources, options)
-    if values.json:
-        pathlib.Path(values.json).write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
-    _print_table(result)
+    short = [source.rsplit("/", 1)[-1] for source in sources]
+
+    def tell(result):
+        if values.json:
+            pathlib.Path(values.json).write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
+        source, figures = list(result.items())[-1]
+        # Long paths would break every line: the file's name is enough where it is the only one of that name.
+        _print_table(source.rsplit("/", 1)[-1] if len(set(short)) == len(short) else source, figures)
+
+    evaluate_checkpoint(values.checkpoint, sources, options, tell)
 
 
 def import_(values, _, __):
@@ -85,34 +91,27 @@ def need_checkpoint(path):
         raise CheckpointError(f"--checkpoint={path}: no such folder; give the workdir of a stage's run")
 
 
-def _print_table(result):
+def _print_table(source, figures):
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("measure", *(("value", "n", "95 % interval")), box=None, header_style="bold")
+    table = Table("", "value", "n", "95 % interval", box=None, header_style="bold")
+    table.columns[0].header = Text(source)
     for column in table.columns[1:]:
         column.justify = "right"
-    # Long paths would break every line: the file's name is enough where it is the only one of that name.
-    short = {source: source.rsplit("/", 1)[-1] for source in result}
-    named = short if len(set(short.values())) == len(short) else {source: source for source in result}
     table.columns[0].no_wrap = True
-    for source, figures in result.items():
-        table.add_row(Text(named[source], style="bold"))
-        for name, leaf in _leaves(figures):
-            leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
-            interval = leaf.get("ci95")
-            table.add_row(
-                Text(f"  {name}"), _figure(leaf["value"]), str(leaf.get("n", "")),
-                f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "",
-            )  # fmt: skip
+    for name, leaf in _leaves(figures):
+        leaf = leaf if isinstance(leaf, dict) else {"value": leaf}
+        interval = leaf.get("ci95")
+        table.add_row(Text(f"  {name}"), _figure(leaf["value"]), str(leaf.get("n", "")),
+                      f"{_figure(interval[0])} … {_figure(interval[1])}" if interval else "")
     console = Console()
     if not console.is_terminal:
         console.width = 1000  # a file has no edge
     console.print(table)
-    for source, figures in result.items():
-        if first := figures.get("rows_skipped", {}).get("first"):
-            print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
+    if first := figures.get("rows_skipped", {}).get("first"):
+        print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
 
 
 def _leaves(result, at=""):

@@ -28,7 +28,7 @@ OPTIONS = dict(
 )
 
 
-def evaluate_checkpoint(checkpoint, sources, options=None):
+def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
     """Every figure that makes sense of a checkpoint on each source.
 
         text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte
@@ -52,6 +52,7 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
       checkpoint: a stage's workdir or one checkpoint's folder.
       sources: a list of "PATH:SHAPE", or of sources as in a config (`data.pipeline.batches`).
       options: of `OPTIONS`.
+      tell: called with the result so far when a source is measured; the rest may take long, or fail.
     Returns:
       {source: {figure: {"value", "n", "ci95": (low, high)}}}, one more level for rates by kind. What could not be used
       is there too: `rows_skipped` (bad rows, and what is wrong with the `first`) and `rows_cut` or `answers_cut`
@@ -80,7 +81,12 @@ def evaluate_checkpoint(checkpoint, sources, options=None):
     if options["best_of"]:
         model = BestOf(model, RewardModel.load(options["reward_model"]), n=options["best_of"],
                        temperature=1.0 if options["temperature"] is None else options["temperature"])
-    return {name: _figures(model, judge, source, name, options) for name, source in zip(names, parsed)}
+    result = {}
+    for name, source in zip(names, parsed):
+        result[name] = _figures(model, judge, source, name, options)
+        if tell:
+            tell(result)
+    return result
 
 
 def _figures(model, judge, source, name, options):

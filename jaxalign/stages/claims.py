@@ -85,7 +85,12 @@ def measure(config):
                   "≥ -0.05", -0.05)
     _reward_claims(claims, config)
     _alignment_claims(claims, sheets, config, models)
-    _grpo_claims(claims, sheets, known)
+    _grpo_claims(claims, sheets)
+    claims.change("GRPO forgets nothing: facts as cloze text, PPO → GRPO",
+                  *(cloze(models[name], cloze_rows) for name in ("ppo", "grpo")), "≥ -0.03", -0.03)
+    kl = _divergence(models["grpo"], models["sft"], config)
+    claims.number("GRPO forgets nothing: KL from the SFT model, nats per answer", kl, f"≤ {config.kl_budget:g}",
+                  kl.mean <= config.kl_budget)
     order = {"day zero": few["day zero"], "base": few["base"], **sheets}
     return claims.rows, _side_by_side(order, models, rows, config.shown)
 
@@ -121,7 +126,7 @@ def _alignment_claims(claims, sheets, config, models):
         claims.number(f"… no drift to long answers: length / gold, {what}", ratio, "≤ 1.10", ratio.mean <= 1.10)
 
 
-def _grpo_claims(claims, sheets, known):
+def _grpo_claims(claims, sheets):
     ppo, grpo = sheets["ppo"], sheets["grpo"]
     sums = {name: sheets[name].measure("arithmetic", "correct") for name in ("sft", "ppo", "grpo")}
     claims.share("GRPO reasons: held-out arithmetic", sums["grpo"], "≥ 0.90", sums["ppo"])
