@@ -40,12 +40,14 @@ def read_gguf(path):
     architecture = fields.get("general.architecture")
     if architecture not in FAMILIES:
         raise ConfigError(f"{path}: general.architecture={architecture!r}; expected one of {', '.join(FAMILIES)}")
-    tensors = Tensors(path, reader, architecture, fields)
     try:
+        tensors = Tensors(path, reader, architecture, fields)
         config = _config(fields, architecture, tensors)
         tokenizer = _tokenizer(fields)
     except KeyError as error:
         raise ConfigError(f"{path}: its metadata lack {error}") from None
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+        raise ConfigError(f"{path}: a value of its metadata cannot be used ({error})") from None
     eos = fields.get("tokenizer.ggml.eos_token_id")
     return config, {} if eos is None else {"eos_token_id": int(eos)}, tokenizer, tensors
 

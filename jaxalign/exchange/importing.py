@@ -105,7 +105,7 @@ def _write(to, head, params, meta):
     aside = to.with_name(f".{to.name}.importing")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        checkpointer = Checkpointer(aside)
+        checkpointer = Checkpointer(aside, at_once=max(x.nbytes for x in jax.tree.leaves(params)))
         checkpointer.save(TrainState(jax.numpy.zeros((), jax.numpy.int32), {head: params}, (), jax.random.key(0)), meta)
         checkpointer.close()
         if to.exists():

@@ -39,12 +39,21 @@ class Checkpointer:
     Args:
       workdir: the stage's folder.
       keep: how many checkpoints stay.
+      at_once: bytes of parameters that are being written at a time, at least those of the largest; fewer take longer and
+        less memory. None: all of them, which takes nearly as much again as they have.
     """
 
-    def __init__(self, workdir, *, keep=1):
+    def __init__(self, workdir, *, keep=1, at_once=None):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers, self._save_params = None, ocp.args.StandardSave
+        if at_once is not None:
+            # It wants more than what is asked for.
+            bounded = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=at_once + 1)
+            handlers = {"params": ocp.PyTreeCheckpointHandler(handler_impl=bounded),
+                        "optimizer": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            self._save_params = ocp.args.PyTreeSave
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, meta, beside=None):
         """Starts writing; returns as soon as the arrays are copied. A broken-off save is never taken for a whole one."""
@@ -54,7 +63,7 @@ class Checkpointer:
                     optimizer=flat_shapes(optimizer["state"]))
         more = {} if beside is None else {"beside": ocp.args.StandardSave(plain(beside))}
         self.manager.save(int(state.step), args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params), optimizer=ocp.args.StandardSave(optimizer),
+            params=self._save_params(params), optimizer=ocp.args.StandardSave(optimizer),
             meta=ocp.args.JsonSave(meta), **more))
 
     def latest_step(self):
