@@ -110,16 +110,38 @@ HOSTILE = {
     "doubling": "{% set n = namespace(x='xx') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "adding": "{% set n = namespace(x='xx') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "a wide text": "{{ 'x'.ljust(9999999999) }}",
+    "twenty million, often": "{% set x = 'x' * 20000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    "kept and doubled": "{% set n = namespace(x='xx') %}{% for i in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}"
+                        "{% endset %}{% endfor %}",
+    "joined": "{{ range(99999) | join('x' * 20000000) }}",
+    "joined by a method": "{{ ('x' * 20000000).join('x' * 99999) }}",
+    "replaced": "{{ ('x' * 99999) | replace('x', 'y' * 20000000) }}",
+    "replaced by a method": "{{ ('x' * 99999).replace('x', 'y' * 20000000) }}",
+    "percent": "{{ '%9999999999d' % 1 }}",
+    "bytes": "{{ 'x'.encode().ljust(9999999999) }}",
+    "bytes of a number": "{{ (1).to_bytes(9999999999, 'big') }}",
+    "translated": "{{ ('x' * 99999).translate({120: 'y' * 20000000}) }}",
+    "a large number": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "rounded": "{{ 1.5 | round(9999999999, 'ceil') }}",
+    "many slices": "{{ [1] | slice(9999999999) | list }}",
+    "filled up": "{{ [1] | batch(9999999999, 1) | list }}",
+    "lists of lists": "{% set n = namespace(x=[]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "mappings": "{% set n = namespace(x={}) %}{% for i in range(60) %}{% set n.x = {1: n.x, 2: n.x} %}{% endfor %}"
+                "{{ n.x | tojson }}",
+    "called mappings": "{% set n = namespace(x={}) %}{% for i in range(60) %}{% set n.x = dict(a=n.x, b=n.x) %}"
+                       "{% endfor %}{{ n.x | string }}",
+    "tuples": "{% set n = namespace(x=()) %}{% for i in range(60) %}{% set n.x = n.x, n.x %}{% endfor %}{{ n.x | upper }}",
+    "added lists": "{% set n = namespace(x=[[]]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "its own complaint": "{{ raise_exception('roles must alternate') }}",
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_an_error_and_soon(name):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError, match="chat template"):
         tokenizer(HOSTILE[name] + CHATML)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_row_that_the_template_refuses_is_named():
