@@ -145,7 +145,7 @@ NO_GGUF = "cannot be read as GGUF .*; it is damaged or no GGUF file: copy or dow
     (at(24, "<Q", 2**60), NO_GGUF),  # so long a first key
     (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_x"), "missing: model.layers.0.self_attn.q_proj.weight"),
     (lambda data: data.replace(b"smollm", b"smollx"), "tokenizer.ggml.pre='smollx'; expected one of gpt-2, "),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_a_damaged_file_is_said_to_be_one_soon_and_nothing_is_left(break_it, message, tmp_path, capsys):
     check(tmp_path, capsys, message, break_it)
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_said_to_be_one_soon_and_nothing_is_left(break_it, mes
     (dict(intermediate_size=512), "mlp.* has shape .*, config.json makes it"),
     (dict(num_hidden_layers=2), "missing: model.layers.1"),
     (dict(num_attention_heads=0), "a value of its metadata cannot be used .*zero"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_a_file_of_something_else_is_said_to_be_one_and_nothing_is_left(changes, message, tmp_path, capsys):
     check(tmp_path, capsys, message, lambda data: data, **changes)
 
