@@ -60,9 +60,11 @@ def main(workdir):
 
 
 def leaves(figures, at=""):
+    """{name: {"value", "n", …}}; what a figure consists of, such as the bins of a calibration, has no value of its own."""
     found = {}
     for name, value in figures.items():
-        found |= {at + name: value} if "value" in value else leaves(value, f"{at}{name} ")
+        if isinstance(value, dict):
+            found |= {at + name: value} if "value" in value else leaves(value, f"{at}{name} ")
     return found
 
 
