@@ -58,6 +58,8 @@ def evaluate(values, _, sources):
         source, figures = list(result.items())[-1]
         # Long paths would break every line: the file's name is enough where it is the only one of that name.
         _print_table(source.rsplit("/", 1)[-1] if len(set(short)) == len(short) else source, figures)
+        if first := figures.get("rows_skipped", {}).get("first"):
+            print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
 
     evaluate_checkpoint(values.checkpoint, sources, options, tell)
 
@@ -91,13 +93,13 @@ def need_checkpoint(path):
         raise CheckpointError(f"--checkpoint={path}: no such folder; give the workdir of a stage's run")
 
 
-def _print_table(source, figures):
+def _print_table(title, figures):
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "value", "n", "95 % interval", box=None, header_style="bold")
-    table.columns[0].header = Text(source)
+    table.columns[0].header = Text(title)
     for column in table.columns[1:]:
         column.justify = "right"
     table.columns[0].no_wrap = True
@@ -110,8 +112,6 @@ def _print_table(source, figures):
     if not console.is_terminal:
         console.width = 1000  # a file has no edge
     console.print(table)
-    if first := figures.get("rows_skipped", {}).get("first"):
-        print(f"{figures['rows_skipped']['value']} rows of {source} were skipped, the first: {first}")
 
 
 def _leaves(result, at=""):

@@ -245,6 +245,8 @@ class _Zstd(io.RawIOBase):
     """The bytes of a .zst file of any number of frames. zstandard's own reader takes a file that breaks off in the
     middle for one that ends there."""
 
+    _file = None  # where the package is missing there is no more to close
+
     def __init__(self, path):
         self._decompressor, self._file = _extra("zstandard", path).ZstdDecompressor(), open(path, "rb")
         self._frame, self._ready = None, memoryview(b"")
@@ -268,7 +270,8 @@ class _Zstd(io.RawIOBase):
         return size
 
     def close(self):
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         super().close()
 
 

@@ -48,5 +48,5 @@ def test_an_answer_it_cannot_read_and_a_number_without_end_cost_their_rows():
 
 def test_without_the_extra_it_names_the_extra_before_anything_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ConfigError, match=r'pip install "jaxalign\[math\]"'):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[math\]'"):
         Rewards([dict(name="math")], REWARDS)

@@ -83,7 +83,7 @@ def test_a_row_of_another_source_is_counted_as_failed_and_says_how_to_leave_it_o
 
 def test_without_the_extra_it_is_named_before_anything_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ConfigError, match=r'pip install "jaxalign\[reasoning\]"'):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[reasoning\]'"):
         Rewards([dict(name="reasoning_gym")], REWARDS)
 
 

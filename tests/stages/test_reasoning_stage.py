@@ -64,5 +64,5 @@ def test_without_the_extra_it_names_the_extra(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(ConfigError, match=r'pip install "jaxalign\[reasoning\]"'):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[reasoning\]'"):
         made(tmp_path)

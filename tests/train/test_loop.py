@@ -23,7 +23,7 @@ class Counting:
     """Learns to answer with the mean of its batches, which count up; counts what is asked of it."""
 
     name = "counting"
-    frozen, draws = {}, False
+    frozen, draws, waits, beside = {}, False, True, None
 
     def __init__(self, per_call=1, fail_at=None):
         self.position, self.per_call, self.fail_at = 0, per_call, fail_at
