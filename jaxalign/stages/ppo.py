@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.experience.adaptive import SCALINGS, adapted_coefficient, merged_moments, scaled
@@ -16,8 +15,9 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.learned import score_rows
 from jaxalign.stages.critic import CRITICS, ORIGINS
 from jaxalign.stages.defaults import base_config
+from jaxalign.stages.network import Network
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
-from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, split_abstract
+from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
 from jaxalign.train.checkpoint import read_reward_meta
 
 MOMENTS = ("reward_count", "reward_mean", "reward_squares")  # of the scores so far, in `carried`
@@ -32,8 +32,8 @@ class PPO(PolicyStage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         _check(config)
-        self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
-        self.critic = CRITICS[config.critic](self.model_config)
+        self.scorer = Network(ScalarModel, self.model_config, self.lora)
+        self.critic = CRITICS[config.critic](self.model_config, self.lora)
         folder, meta = read_reward_meta(config.reward_model)
         self.pooling = meta["pooling"]
         if meta["tokenizer"]["hash"] != self.tokenizer.hash:
@@ -69,10 +69,11 @@ class PPO(PolicyStage):
 
     def start(self, trainable):
         policy = super().start({"policy": trainable["policy"]})["policy"]
-        reward = self.load(self.config.reward_model, self.score_abstract, "reward")
+        reward, _ = self.load(self.scorer, self.config.reward_model, "reward")
         self.frozen |= {"reward": reward}
-        critic = self.critic.start(trainable["critic"], policy, reward, self.config.critic_from)
-        return {"policy": policy, "critic": critic}
+        whole = self.whole({"policy": policy}, self.frozen)["policy"]
+        critic = self.critic.start(trainable["critic"], whole, reward, self.config.critic_from)
+        return {"policy": policy, "critic": self.take_over("critic", self.critic.network, trainable["critic"], critic)}
 
     def next_batches(self, state):
         batches, figures = super().next_batches(state)
@@ -98,7 +99,7 @@ class PPO(PolicyStage):
         at_start = self.available(trainable, frozen, batch)
         old_BT, value_BT = at_start["logp_BT"](), at_start["value_BT"]()
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
-        learned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
+        learned_B = score_rows(self.scorer.merge(frozen["reward"]), batch, self.pooling)
         shaped_B, moments = self.shaped(learned_B, batch["finished_B"], carried)
         # Relative: where a reward model has its zero means nothing, so no fixed score would be a penalty for sure.
         ended_B = batch["finished_B"]

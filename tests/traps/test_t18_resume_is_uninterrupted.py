@@ -28,6 +28,8 @@ def config_of(name):
     if name == "ppo_adaptive":  # all that goes over from rollout to rollout: β, the scores' moments, what was skipped
         return tiny_stages.config("ppo", epochs=2, target_kl=1e-6, kl_control="adaptive", kl_target=0.1, kl_gain=0.5,
                                   reward_scaling="normalise", optimizer=dict(warmup_steps=0), **settings)
+    if name.endswith("_lora"):
+        return tiny_stages.config(name.removesuffix("_lora"), lora=dict(rank=2, form="dora"), **settings)
     if name != "kto":
         return tiny_stages.config(name, **settings)
     # On single answers, the reference's log-probabilities kept on disk.
@@ -48,7 +50,8 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "ppo_adaptive", "grpo"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "ppo_adaptive", "grpo",
+                                  "sft_lora", "ppo_lora"])
 def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     config = config_of(name)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
