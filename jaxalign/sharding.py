@@ -24,6 +24,7 @@ RULES = {
     "experts": None,
     "layers": None,
     "norm": None,
+    "rank": None,  # of an adapter
 }
 
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))

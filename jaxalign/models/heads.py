@@ -1,6 +1,5 @@
 """A scalar read off every hidden state: the reward of a reward model, the value of a critic."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -33,13 +32,6 @@ class ValueHead(nnx.Module):
 
     def __call__(self, hidden_BTD):
         return self.head(hidden_BTD.astype(jnp.float32))[..., 0]
-
-
-def on_backbone(scalar, backbone):
-    """The state of a `ScalarModel` with a language model's in place of its backbone."""
-    # In the order of the names: backbone, gate, head.
-    leaves = jax.tree.leaves(backbone) + jax.tree.leaves(scalar["gate"]) + jax.tree.leaves(scalar["head"])
-    return jax.tree.unflatten(jax.tree.structure(scalar), leaves)
 
 
 def unshifted(tokens_BT, targets_BT, segment_ids_BT):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxalign.models.quantized import is_quantized, product
+
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -39,13 +41,19 @@ class Linear(nnx.Module):
         shape = tuple(in_shape) + tuple(out_shape)
         self.kernel = param(drawn(shape, math.prod(in_shape), scale, rngs), *axes)
         self.bias = param(jnp.zeros(out_shape, jnp.float32), *axes[len(in_shape):]) if bias else None
+        self.adapter = nnx.data(None)  # of models/lora.py, where there is one
 
     def __call__(self, x):
         # As plain matrices: the gradient of a product with more axes is a transposed copy and a slow product on a CPU.
-        leading = x.shape[: x.ndim - len(self.in_shape)]
-        fan_in, out_shape = math.prod(self.in_shape), self.kernel.shape[len(self.in_shape):]
-        kernel = self.kernel[...].astype(self.dtype).reshape(fan_in, -1)
-        y = x.reshape(-1, fan_in) @ kernel
+        leading, kernel = x.shape[: x.ndim - len(self.in_shape)], self.kernel.get_value()
+        fan_in, out_shape = math.prod(self.in_shape), kernel.shape[len(self.in_shape):]
+        x = x.reshape(-1, fan_in)
+        if is_quantized(kernel):
+            y = product(x, kernel, self.dtype)
+        else:
+            y = x @ kernel.astype(self.dtype).reshape(fan_in, -1)
+        if self.adapter is not None:
+            y = self.adapter(x, y, kernel)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(1, -1)
         return y.reshape(*leading, *out_shape)

@@ -11,6 +11,7 @@ from jaxalign.models.cache import attend_cached
 from jaxalign.models.config import REMAT_POLICIES, ModelConfig
 from jaxalign.models.experts import Experts
 from jaxalign.models.layers import MLP, Linear, make_norm, param
+from jaxalign.models.lora import with_dropout
 from jaxalign.models.rotary import rotary_angles
 from jaxalign.sharding import look_up
 
@@ -79,13 +80,14 @@ class Transformer(nnx.Module):
         """What the logits are capped at (`ModelConfig.logit_softcap`), None where they are not."""
         return self.config.logit_softcap or None
 
-    def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None):
+    def __call__(self, tokens_BT, positions_BT=None, segment_ids_BT=None, key=None):
         """Hidden states (B, T, D), causal within each segment.
 
         Args:
           tokens_BT: int32 ids.
           positions_BT: position within the document; default 0, 1, 2, ….
           segment_ids_BT: documents of a packed row, 0 for padding; default one document a row.
+          key: typed key of the adapters' dropout; None drops nothing.
         """
         B, T = tokens_BT.shape
         if positions_BT is None:
@@ -97,14 +99,15 @@ class Transformer(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x_BTD, xs):
-            kind, state = xs
+            kind, state, key = xs
             mix = functools.partial(self._attend, mask_BTS=_of_kind(masks, kind))
-            return nnx.merge(graphdef, state)(x_BTD, _of_kind(angles, kind), mix), None
+            return with_dropout(nnx.merge(graphdef, state), key)(x_BTD, _of_kind(angles, kind), mix), None
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-        x_BTD, _ = jax.lax.scan(layer, self._placed(self._embedded(tokens_BT), positions_BT), (self._kinds(), stacked),
-                                unroll=self.config.unroll)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        x_BTD, _ = jax.lax.scan(layer, self._placed(self._embedded(tokens_BT), positions_BT),
+                                (self._kinds(), stacked, keys), unroll=self.config.unroll)
         return self.final_norm(x_BTD)
 
     def layer_groups(self):

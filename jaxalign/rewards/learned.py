@@ -41,7 +41,7 @@ def score_and_likelihood(model, batch, pooling):
     def placed(x):
         return unfold(x, batch["place_BU"]) if folded else x
 
-    hidden = model.backbone(tokens, positions, segments)
+    hidden = model.backbone(tokens, positions, segments, key=batch.get("dropout_key"))
     score, logp_BT = model.head(hidden.astype(jnp.float32))[..., 0], None
     if pooling == "likelihood":
         unembed_DV = model.backbone.unembedding_DV

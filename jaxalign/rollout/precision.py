@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.models.layers import Linear
+from jaxalign.models.lora import has_adapters, merged
 from jaxalign.models.transformer import Transformer
 
 
@@ -47,18 +48,24 @@ def lowered(graphdef, params, precision):
       precision: a name in `PRECISIONS`: "model", as it is trained; "bfloat16", matrices and products; "int8", the
         matrices but the embedding are stored so, products are in the model's own type.
     """
-    config = nnx.merge(graphdef, params).config
-    if precision == "model" and config.dtype == "bfloat16":
+    config, adapted = nnx.merge(graphdef, params).config, has_adapters(params)
+    if precision == "model" and config.dtype == "bfloat16" and not adapted:
         precision = "bfloat16"  # what it computes with anyway, cast once instead of at every token
     if precision == "model":
         return graphdef, params
-    return _in_bfloat16(config) if precision == "bfloat16" else graphdef, _params(graphdef, params, precision)
+    if adapted:  # multiplied into their kernels, so that it is the policy that is rounded
+        graphdef, params = _plain(config), _merged(graphdef, params)
+    if precision == "bfloat16":
+        return _plain(dataclasses.replace(config, dtype="bfloat16")), _params(graphdef, params, precision)
+    return graphdef, _params(graphdef, params, precision)
 
 
 @functools.lru_cache(maxsize=8)
-def _in_bfloat16(config):
-    config = dataclasses.replace(config, dtype="bfloat16")
+def _plain(config):
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[0]
+
+
+_merged = jax.jit(merged, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

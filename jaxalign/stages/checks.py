@@ -4,6 +4,7 @@ from jaxalign.batches import check_options, resolve, signature
 from jaxalign.config import check, check_least
 from jaxalign.data.intake import check_sources
 from jaxalign.errors import ConfigError
+from jaxalign.models.lora import LoraConfig
 from jaxalign.models.transformer import ModelConfig
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.rewards import REWARDS
@@ -16,7 +17,7 @@ LEAST = dict.fromkeys(
      "model.mlp_dim", "model.unroll", "kl_prompts", "sft", "train", "dev", "max_chars"), 1) | dict.fromkeys(
     ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
      "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
-     "noise", "target_kl", "reward_clip"), 0) | {"answers": 2}
+     "noise", "target_kl", "reward_clip", "optimizer.lora_plus"), 0) | {"answers": 2}
 CHOICES = {"packing": ("best_fit", "none"), "truncate": ("", "right", "left", "error"), "on_bad_row": ("error", "skip")}
 
 
@@ -33,6 +34,9 @@ def check_stage(config, defaults):
         make_optimizer(config.optimizer, config.steps)
     if "model" in config:
         ModelConfig(vocab_size=1, **config.model)
+    if "lora" in config and LoraConfig(**config.lora).rank and not config.init_from:
+        raise ConfigError(f"config.lora.rank={config.lora.rank} needs an init_from: adapters learn what differs from a "
+                          "model that has learned something; set it, or rank 0")
     if "objective" in config and config.objective.name:
         function = resolve(config.objective.name, OBJECTIVES)
         check_options(function, objective_options(config.objective, defaults.objective, function))

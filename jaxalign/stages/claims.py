@@ -17,8 +17,8 @@ from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b, pair_agr
 from jaxalign.evaluate.world import Measure, answer_sheet, cloze, difference, plain_sheet, read_rows
 from jaxalign.experience.rows import response_rows
 from jaxalign.models.transformer import ModelConfig, Transformer
+from jaxalign.stages.network import Network
 from jaxalign.stages.reward import scores
-from jaxalign.stages.stage import random_state
 
 MODELS = ("base", "sft", "scratch", "reward", "ppo", "dpo", "grpo")
 
@@ -63,7 +63,7 @@ def measure(config):
     load = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     models = {name: Assistant.load(config[name], **load) for name in MODELS if name != "reward"}
     base = models["base"]
-    random = random_state(Transformer, ModelConfig(**base.meta["model"]), jax.random.key(config.seed + 1))
+    random = Network(Transformer, ModelConfig(**base.meta["model"])).init(jax.random.key(config.seed + 1))
     models["day zero"] = Assistant(base.graphdef, random, base.tokenizer, **load)
     sheets = {name: answer_sheet(models[name], rows) for name in ("sft", "ppo", "dpo", "grpo")}
     few = {name: answer_sheet(models[name], facts) for name in ("day zero", "base", "scratch")}

@@ -5,12 +5,14 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.lora import LoraConfig
 
 # What a model is, apart from the size of its vocabulary, which is the tokenizer's.
 MODEL = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "vocab_size"}
 
 OPTIMIZER = dict(name="adamw", peak_lr=1e-3, schedule="cosine", warmup_steps=0, end_fraction=0.1, b1=0.9, b2=0.95,
-                 eps=1e-8, weight_decay=0.0, clip_norm=1.0, muon_adam_fraction=0.3)
+                 eps=1e-8, weight_decay=0.0, clip_norm=1.0, muon_adam_fraction=0.3, lora_plus=1.0)
+
 
 def base_config(stage, **changes) -> ConfigDict:
     """The settings of every stage; `changes` are added or override."""
@@ -34,6 +36,7 @@ def base_config(stage, **changes) -> ConfigDict:
         keep=1,
         model=MODEL,
         optimizer=OPTIMIZER,
+        lora=dataclasses.asdict(LoraConfig()),  # rank 0: everything is trained
         mesh=dict(data=-1, fsdp=1, tensor=1),
         data=dict(train=[], dev=[], packing="best_fit", shuffle=True, truncate="", on_bad_row="error"),
         objective=dict(name=""),
@@ -43,4 +46,3 @@ def base_config(stage, **changes) -> ConfigDict:
     config.lock()
     config.objective.unlock()  # another objective brings options of its own; `checks.objective_options` looks at them
     return config
-

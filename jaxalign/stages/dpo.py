@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.batches import signature
@@ -55,9 +54,9 @@ class DPO(Stage):
         if not self.needs_reference:
             return trainable
         if self.config.reference == "cached":
-            self._cache(trainable["policy"])
-        else:  # a copy: the trained one's memory is reused from step to step
-            self.frozen = {"reference": jax.tree.map(jnp.copy, trainable["policy"])}
+            self._cache(self.whole(trainable, self.frozen)["policy"])
+        else:
+            self.frozen |= {"reference": self.as_it_starts(trainable["policy"])}
         return trainable
 
     def next_batches(self, state):
@@ -112,8 +111,8 @@ class DPO(Stage):
     def _reference_point_of(self, trainable, frozen, batch):
         """z₀, a scalar, of a batch that holds the mismatched answers alone."""
         weight_B = batch["mask_BRT"].max((1, 2))
-        return kto_reference_point(self._logps(trainable["policy"], batch)[:, 0], self._ref_logps(frozen, batch)[:, 0],
-                                   weight_B)[0]
+        policy = self.whole(trainable, frozen)["policy"]
+        return kto_reference_point(self._logps(policy, batch)[:, 0], self._ref_logps(frozen, batch)[:, 0], weight_B)[0]
 
     def _cache(self, policy):
         """Fills `ref_logp`, from the workdir's files where they are of this reference and this data."""

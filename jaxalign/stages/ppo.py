@@ -7,7 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.experience.adaptive import SCALINGS, adapted_coefficient, merged_moments, scaled
@@ -17,8 +16,9 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.rewards.learned import score_rows
 from jaxalign.stages.critic import CRITICS, ORIGINS
 from jaxalign.stages.defaults import base_config
+from jaxalign.stages.network import Network
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
-from jaxalign.stages.stage import BATCH_NAMES, STATISTICS, split_abstract
+from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
 from jaxalign.train.checkpoint import read_reward_meta
 
 MOMENTS = ("reward_count", "reward_mean", "reward_squares")  # of the scores so far, in `carried`
@@ -37,8 +37,8 @@ class PPO(PolicyStage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         _check(config)
-        self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
-        self.critic = CRITICS[config.critic](self.model_config)
+        self.scorer = Network(ScalarModel, self.model_config, self.lora)
+        self.critic = CRITICS[config.critic](self.model_config, self.lora)
         self.reward, self.pooling = (self.verifiers() if config.rewards else None), ""
         if config.reward_model:
             self._take_reward_model(config)
@@ -74,10 +74,11 @@ class PPO(PolicyStage):
         policy = super().start({"policy": trainable["policy"]})["policy"]
         reward = None
         if self.config.reward_model:
-            reward = self.load(self.config.reward_model, self.score_abstract, "reward")
+            reward, _ = self.load(self.scorer, self.config.reward_model, "reward")
             self.frozen |= {"reward": reward}
-        critic = self.critic.start(trainable["critic"], policy, reward, self.config.critic_from)
-        return {"policy": policy, "critic": critic}
+        whole = self.whole({"policy": policy}, self.frozen)["policy"]
+        critic = self.critic.start(trainable["critic"], whole, reward, self.config.critic_from)
+        return {"policy": policy, "critic": self.take_over("critic", self.critic.network, trainable["critic"], critic)}
 
     def rollout(self, state):
         batches, figures = super().rollout(state)
@@ -109,7 +110,7 @@ class PPO(PolicyStage):
         if self.reward:
             earned_B, learned = batch["reward_B"], {}
         else:
-            earned_B = score_rows(nnx.merge(self.score_graph, frozen["reward"]), batch, self.pooling)
+            earned_B = score_rows(self.scorer.merge(frozen["reward"]), batch, self.pooling)
             learned = {"reward/learned": earned_B.mean()}
         shaped_B, moments = self.shaped(earned_B, batch["finished_B"], carried)
         # Relative: where a reward model has its zero means nothing, so no fixed score would be a penalty for sure.

@@ -1,14 +1,13 @@
 """The reward model: one score for a whole conversation, learned from rankings or pairs."""
 
-from flax import nnx
-
 from jaxalign.batches import bind, signature
 from jaxalign.errors import ConfigError
-from jaxalign.models.heads import ScalarModel, on_backbone
+from jaxalign.models.heads import ScalarModel
 from jaxalign.objectives.reduce import Loss, Term, as_loss
 from jaxalign.rewards.learned import POOLINGS, score_and_likelihood, score_rows
 from jaxalign.stages.defaults import base_config
-from jaxalign.stages.stage import Stage, random_state, split_abstract
+from jaxalign.stages.network import Network, on_backbone
+from jaxalign.stages.stage import Stage
 
 
 class Reward(Stage):
@@ -24,7 +23,7 @@ class Reward(Stage):
         if config.lm_coefficient and config.pooling != "likelihood":
             raise ConfigError(f"reward: config.lm_coefficient={config.lm_coefficient} keeps the backbone a language "
                               'model, whose likelihood only config.pooling="likelihood" computes; set that, or 0')
-        self.score_graph, self.score_abstract = split_abstract(ScalarModel, self.model_config)
+        self.scorer = Network(ScalarModel, self.model_config, self.lora)
 
     @staticmethod
     def defaults():
@@ -37,15 +36,19 @@ class Reward(Stage):
         return "pairs" if "chosen_score_B" in signature(self.objective)[0] else "rankings"
 
     def init(self, key):
-        return {"reward": random_state(ScalarModel, self.model_config, key)}
+        return {"reward": self.scorer.init(key)}
 
     def start(self, trainable):
         """The language model of `init_from` under a fresh head; a whole reward model where that is one."""
         if self.parent is None:
             return trainable
+        fresh = trainable["reward"]
         if self.parent[1]["policy"] == "reward/backbone":
-            return {"reward": self.load(self.config.init_from, self.score_abstract, "reward")}
-        return {"reward": on_backbone(trainable["reward"], self.load(self.config.init_from, self.abstract))}
+            whole, base = self.load(self.scorer, part="reward")
+        else:
+            language, base = self.load(self.network)
+            whole = on_backbone(fresh, language)
+        return {"reward": self.take_over("reward", self.scorer, fresh, whole, base)}
 
     def names(self):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
@@ -57,7 +60,7 @@ class Reward(Stage):
     def available(self, trainable, frozen, batch):
         return self._made(batch, self._scored(trainable, batch)[0])
 
-    def loss_fn(self, trainable, frozen, batch, key):
+    def loss_of(self, trainable, frozen, batch):
         """The objective and, at choice, the likelihood of the best answers: a backbone that goes on being a language
         model generalises further (Yang et al. 2024, arXiv:2406.10216, section 3.2) and still knows what is true."""
         score_BR, logp_BRT = self._scored(trainable, batch)
@@ -71,7 +74,7 @@ class Reward(Stage):
     def _scored(self, trainable, batch):
         """(score_BR, logp_BRT)."""
         B, R, T = batch["tokens_BRT"].shape
-        model = nnx.merge(self.score_graph, trainable["reward"])
+        model = self.scorer.merge(trainable["reward"])
         score, logp = score_and_likelihood(model, _flat(batch), self.config.pooling)
         return score.reshape(B, R), None if logp is None else logp.reshape(B, R, T)
 

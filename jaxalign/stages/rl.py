@@ -66,12 +66,15 @@ class PolicyStage(Stage):
         rows = c.prompts_per_rollout * c.samples_per_prompt
         if rows % c.batch_size:
             raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
-        self.sampler = Sampler(self.graphdef, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
+        if self.lora.dropout:
+            raise ConfigError(f"{self.name}: config.lora.dropout={self.lora.dropout} must be 0: the policy that draws "
+                              "would not be the one whose step is taken")
+        self.sampler = Sampler(self.network.adapted, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
                                slots=rows, pad_id=self.tokenizer.pad_id, precision=c.sampler_precision, mesh=mesh)
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
         self.carried = {"updates_skipped": 0} if c.target_kl else {}
         self.left = 0  # optimizer steps that the rollout still holds
-        self._targets = jax.jit(self.targets)
+        self._targets = jax.jit(lambda trainable, frozen, *more: self.targets(self.whole(trainable, frozen), frozen, *more))
 
     def _row_length(self, prompts, rollouts):
         """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are
@@ -86,7 +89,7 @@ class PolicyStage(Stage):
 
     def start(self, trainable):
         trainable = super().start(trainable)
-        self.frozen = {"reference": jax.tree.map(jnp.copy, trainable["policy"])}
+        self.frozen |= {"reference": self.as_it_starts(trainable["policy"])}
         return trainable
 
     @property
@@ -165,8 +168,8 @@ class PolicyStage(Stage):
     def draw(self, state, key):
         """One rollout: the next prompts, their responses under the current policy, what these earn."""
         rows, prompts = self._prompts(next(self.train_data), self.config.samples_per_prompt)
-        rollouts = self.sampler(state.trainable["policy"], prompts, jax.random.split(key, len(prompts)),
-                                Settings(self.config.temperature))
+        policy = self.whole(state.trainable, self.frozen)["policy"]
+        rollouts = self.sampler(policy, prompts, jax.random.split(key, len(prompts)), Settings(self.config.temperature))
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         reward_B, figures = self.rewards(rows, responses)
         figures = figures | {"drawn_tokens": float(rollouts.mask.sum())}

@@ -8,7 +8,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from jaxalign import config as configs
@@ -18,21 +17,24 @@ from jaxalign.data.pipeline import batches
 from jaxalign.data.preview import preview_row
 from jaxalign.data.tokenizer import load_tokenizer, open_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.models.lora import LoraConfig
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
-from jaxalign.sharding import put_batch, shardings
+from jaxalign.sharding import put_batch
 from jaxalign.stages.checks import objective_options
 from jaxalign.stages.defaults import MODEL
+from jaxalign.stages.network import Loader, Network
+from jaxalign.stages.parameters import Parameters
 from jaxalign.stages.run import train_stage
-from jaxalign.train.checkpoint import load_params, pack_tokenizer, read_meta, unpack_tokenizer
+from jaxalign.train.checkpoint import pack_tokenizer, read_meta, unpack_tokenizer
 
 RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
 LOGITS = 2**24  # numbers: logits beyond these are never there at once, unless config.logits_chunk says otherwise
 
 
-class Stage:
+class Stage(Parameters):
     """One stage. A subclass says what its batches hold (`kind`), what it can give an objective (`available`), what
     is trained (`init`, `start`), and its default settings."""
 
@@ -48,7 +50,9 @@ class Stage:
         self.parent = read_meta(config.init_from) if config.init_from else None
         self.tokenizer = self._tokenizer()
         self.model_config = self._model_config()
-        self.graphdef, self.abstract = split_abstract(Transformer, self.model_config)
+        self.lora = LoraConfig(**config.lora)
+        self.network = Network(Transformer, self.model_config, self.lora)
+        self._load = Loader(self.model_config, self.lora, mesh)
         self.frozen, self.reports = {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
         if self.draws and config.data.dev:
@@ -68,20 +72,13 @@ class Stage:
 
     def init(self, key):
         """Random parameters: `{"policy": nnx.State}`."""
-        return {"policy": random_state(Transformer, self.model_config, key)}
+        return {"policy": self.network.init(key)}
 
     def start(self, trainable):
         """Parameters handed over by `init_from`; the random ones where there is none."""
         if self.parent is None:
             return trainable
-        return {"policy": self.load(self.config.init_from, self.abstract)}
-
-    def load(self, path, like, part=None):
-        """A part of a checkpoint (default: its policy), where this mesh wants it."""
-        folder, meta = read_meta(path)
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like,
-                              shardings(like, self.mesh))
-        return load_params(folder, part or meta["policy"], placed)
+        return {"policy": self.take_over("policy", self.network, trainable["policy"], *self.load(self.network))}
 
     # -- batches --------------------------------------------------------------------------------------------------
 
@@ -166,18 +163,25 @@ class Stage:
 
     def hidden(self, policy, batch):
         """Last hidden states of the batch's rows, or of the packed rows where it has them."""
-        return nnx.merge(self.graphdef, policy)(*rows_of(batch, "tokens", "positions", "segment_ids"))
+        rows = rows_of(batch, "tokens", "positions", "segment_ids")
+        return self.network.merge(policy)(*rows, key=batch.get("dropout_key"))
 
     def read_off(self, hidden, policy, batch, temperature=1.0):
         """`statistics` of hidden states."""
         targets, = rows_of(batch, "targets")
         chunk = self.config.logits_chunk or chunk_of(hidden.shape[0], self.model_config.vocab_size)
-        model = nnx.merge(self.graphdef, policy)
+        model = self.network.merge(policy)
         statistics = token_statistics(hidden, model.unembedding_DV, targets, temperature=temperature, chunk=chunk,
                                       softcap=model.softcap)
         return in_place(statistics, batch)
 
     def loss_fn(self, trainable, frozen, batch, key):
+        """The objective's `Loss`. With a key, adapters drop; without one, as where it is only measured, they do not."""
+        batch = batch | {"dropout_key": key} if key is not None and self.lora.dropout else batch
+        return self.loss_of(self.whole(trainable, frozen), frozen, batch)
+
+    def loss_of(self, trainable, frozen, batch):
+        """`loss_fn` of whole states."""
         return as_loss(bind(self.objective, self.available(trainable, frozen, batch), self.options))
 
     # -- dev figures ----------------------------------------------------------------------------------------------
@@ -205,7 +209,7 @@ class Stage:
         return self._dev
 
     def _evaluation(self, trainable, frozen, batch):
-        loss = self.loss_fn(trainable, frozen, batch, jax.random.key(0))
+        loss = self.loss_fn(trainable, frozen, batch, None)
         terms = loss.terms | loss.metrics
         ones = {name: jnp.ones(()) for name in terms}
         sums, weights = reduce(terms, ones)[1], weight_sums(terms)
@@ -218,8 +222,8 @@ class Stage:
         lineage = list(self.parent[1]["lineage"]) if self.parent else []
         here = {"stage": self.name, "path": str(self.workdir), "steps": int(self.config.steps),
                 "parent": self.config.init_from}
-        published = {"published": self.parent[1]["published"]} if self.parent and "published" in self.parent[1] else {}
-        return published | {
+        more = {"published": self.parent[1]["published"]} if self.parent and "published" in self.parent[1] else {}
+        return more | self.adapters_meta() | {
             "stage": self.name,
             "policy": self.policy,
             "config": configs.to_json(self.config),
@@ -309,13 +313,3 @@ def arrays(batch):
     """The arrays of a batch; source records and other Python objects stay behind."""
     return {name: value for name, value in batch.items() if isinstance(value, (np.ndarray, jax.Array))}
 
-
-def split_abstract(cls, model_config):
-    """(graphdef, abstract state) of a module, without making any array."""
-    module = nnx.eval_shape(lambda: cls(model_config, rngs=nnx.Rngs(0)))
-    return nnx.split(module)
-
-
-def random_state(cls, model_config, key):
-    """Freshly drawn parameters of a module."""
-    return nnx.split(cls(model_config, rngs=nnx.Rngs(params=key)))[1]

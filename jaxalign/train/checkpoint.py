@@ -1,9 +1,10 @@
 """Checkpoints: all that the next stage, or the same stage tomorrow, needs, under one path.
 
-    WORKDIR/checkpoints/STEP/params      the trainable parameters
+    WORKDIR/checkpoints/STEP/params      the trainable parameters: of a model under adapters these and its heads alone
                              optimizer   optimizer state, step and key
                              beside      what else a stage keeps of the parameters' shape, if it does
-                             meta        config, model shapes, tokenizer with its hash, lineage, data position
+                             meta        config, model shapes, tokenizer with its hash, lineage, data position; of
+                                         adapters, their config and the checkpoint they were trained beside
 """
 
 import base64
@@ -186,6 +187,8 @@ def read_reward_meta(path):
 def load_params(folder, part, like):
     """One part ("policy", "reward", …) of a checkpoint's parameters, into the shapes and shardings of `like`.
 
+    Adapters are read with what they were trained beside, and merged into it (`train/adapters.py`).
+
     Args:
       folder: as returned by `find`.
       part: top-level name; "policy/backbone" reaches inside.
@@ -194,6 +197,15 @@ def load_params(folder, part, like):
       CheckpointError: names parameters that are missing, unexpected or of another shape.
     """
     _, meta = read_meta(folder)
+    if "lora" in meta:
+        from jaxalign.train.adapters import load_merged  # which reads both parts by way of this function
+
+        return load_merged(folder, meta, part, like)
+    return read_params(folder, meta, part, like)
+
+
+def read_params(folder, meta, part, like):
+    """`load_params` of just what the checkpoint holds."""
     expected = flat_shapes(nnx.to_pure_dict(like))
     found = {name[len(part) + 1:]: shape for name, shape in meta["parameters"].items() if name.startswith(part + "/")}
     compare(found, expected, f"{folder} ({part})")

@@ -51,12 +51,18 @@ def make_schedule(config, steps):
 
 
 def make_optimizer(config, steps):
-    """(optimizer, schedule): gradients clipped by their global norm, then the named optimizer."""
+    """(optimizer, schedule): gradients clipped by their global norm, then the named optimizer.
+
+    With `lora_plus` = λ, the adapters' B, of x·A·B, learn λ times as fast (Hayou et al. 2024, arXiv:2402.12354, η_B = λ·η_A).
+    """
     if config.name not in OPTIMIZERS:
         raise ConfigError(f"optimizer.name={config.name!r} must be one of {sorted(OPTIMIZERS)}")
     schedule = make_schedule(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[config.name](config, schedule)), schedule
+    parts = [clip, OPTIMIZERS[config.name](config, schedule)]
+    if config.get("lora_plus", 1.0) != 1.0:
+        parts.append(optax.masked(optax.scale(config.lora_plus), _second_factors))
+    return optax.chain(*parts), schedule
 
 
 def decays(params):
@@ -72,9 +78,16 @@ def _muon_dimensions(params):
             return None
         # (layers, in…, out…): a projection out of the heads has two input axes, one into them two output axes.
         cut = 3 if names[1] in ("heads", "kv_heads") else 2
+        if cut == len(names):  # a bias of heads, or a magnitude: no matrix
+            return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(range(cut, len(names))))
 
     return _by_axes(params, of)
+
+
+def _second_factors(params):
+    """True for the B of an adapter, which begins with the axis that its A ends with."""
+    return _by_axes(params, lambda names: "rank" in names[:-1])
 
 
 def _by_axes(params, function):

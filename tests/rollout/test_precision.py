@@ -11,6 +11,7 @@ from flax import nnx
 from tiny_models import documents, split
 
 from jaxalign.errors import ConfigError
+from jaxalign.models.lora import LoraConfig, adapt
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.precision import Int8, lowered
 from jaxalign.stages import train_stage
@@ -44,6 +45,19 @@ def test_the_sampler_runs_the_lowered_model(precision, near):
     same = np.cumprod(exact.tokens == out.tokens, axis=1) > 0
     off = np.abs(exact.logp - out.logp)[same]
     assert same.sum() > 4 and 1e-5 < off.max() < near
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_adapters_are_part_of_what_is_rounded(precision):
+    model = adapt(nnx.merge(*split()), LoraConfig(rank=2), rngs=nnx.Rngs(1))
+    graphdef, params = nnx.split(model)
+    params = nnx.from_flat_state([(path, x.replace(x[...] + 0.1) if isinstance(x, nnx.LoRAParam) else x)
+                                  for path, x in nnx.to_flat_state(params)])
+    ids = np.array([documents((9,), seed=1)[0]])
+    exact, rough, without = (np.asarray(nnx.merge(*of)(ids), np.float32) for of in (
+        (graphdef, params), lowered(graphdef, params, precision), split()))
+    assert 1e-4 < np.abs(exact - rough).max() < 0.3 < np.abs(exact - without).max()
+    assert lowered(graphdef, params, "model") == (graphdef, params)
 
 
 def test_an_unknown_precision_is_refused():

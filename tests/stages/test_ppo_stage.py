@@ -59,15 +59,15 @@ def test_while_the_critic_warms_up_the_policy_stays_as_it_was(tmp_path):
         assert all(batch["returns_BT"].any() for batch in batches)
     train_stage(tiny_stages.config("ppo", steps=2, critic_warmup=2), tmp_path / "warm")
     folder, meta = read_meta(tmp_path / "warm")
-    policy = load_params(folder, meta["policy"], stage.abstract)
+    policy = load_params(folder, meta["policy"], stage.network.abstract)
     jax.tree.map(np.testing.assert_array_equal, policy, load_params(
-        read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract))
+        read_meta(tiny_stages.trained("sft"))[0], "policy", stage.network.abstract))
 
 
 def test_a_separate_critic_may_start_as_the_policy_under_a_fresh_head(tmp_path):
     stage = stage_of(tmp_path, critic_from="policy")
     critic = started(stage)["critic"]
-    policy = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract)
+    policy = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", stage.network.abstract)
     jax.tree.map(np.testing.assert_array_equal, critic["backbone"], policy)
     assert not np.any(critic["head"]["kernel"][...])
     batch = rows()

@@ -19,6 +19,7 @@ from jaxalign.sharding import make_mesh
 from jaxalign.stages import stage as stage_module
 from jaxalign.stages import STAGES, default_config, load_assistant, train_stage
 from jaxalign.stages.checks import check_stage
+from jaxalign.stages.network import Network
 from jaxalign.train.checkpoint import load_params, read_meta
 from jaxalign.train.optimizer import make_optimizer
 from jaxalign.train.state import create_state
@@ -122,7 +123,7 @@ def test_a_stage_starts_from_what_its_parent_left(tmp_path):
     stage = made("dpo", tmp_path)
     random = jax.jit(stage.init)(jax.random.key(7))
     started = stage.start(random)
-    expected = load_params(read_meta(parent)[0], "policy", stage.abstract)
+    expected = load_params(read_meta(parent)[0], "policy", stage.network.abstract)
     jax.tree.map(np.testing.assert_array_equal, started["policy"], expected)
     jax.tree.map(np.testing.assert_array_equal, stage.frozen["reference"], expected)
     for policy, reference in zip(jax.tree.leaves(started), jax.tree.leaves(stage.frozen["reference"])):
@@ -135,12 +136,12 @@ def test_a_stage_starts_from_what_its_parent_left(tmp_path):
 def test_a_reward_model_starts_under_a_fresh_head_and_the_critic_as_the_reward_model(tmp_path):
     stage = made("reward", tmp_path)
     started = stage.start(jax.jit(stage.init)(jax.random.key(7)))
-    policy = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", stage.abstract)
+    policy = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", stage.network.abstract)
     jax.tree.map(np.testing.assert_array_equal, started["reward"]["backbone"], policy)
     assert not np.any(started["reward"]["head"]["kernel"][...])
     ppo = made("ppo", tmp_path)
     started = ppo.start(jax.jit(ppo.init)(jax.random.key(7)))
-    reward = load_params(read_meta(tiny_stages.trained("reward"))[0], "reward", ppo.score_abstract)
+    reward = load_params(read_meta(tiny_stages.trained("reward"))[0], "reward", ppo.scorer.abstract)
     jax.tree.map(np.testing.assert_array_equal, started["critic"], reward)
     jax.tree.map(np.testing.assert_array_equal, ppo.frozen["reward"], reward)
     assert np.any(reward["head"]["kernel"][...])
@@ -318,7 +319,7 @@ def test_the_logits_of_a_batch_are_never_there_at_once(tmp_path, monkeypatch):
         stage = made("pretrain", tmp_path, batch_size=B, length=T, **changes)
         # As many pieces as a real tokenizer has; this one knows 320.
         stage.model_config = dataclasses.replace(stage.model_config, vocab_size=V)
-        stage.graphdef, stage.abstract = stage_module.split_abstract(Transformer, stage.model_config)
+        stage.network = Network(Transformer, stage.model_config)
         optimizer, schedule = make_optimizer(stage.config.optimizer, 4)
         state = create_state(stage.init, optimizer, jax.random.key(0), stage.mesh)
         step = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule), donate_argnums=0)

@@ -6,10 +6,13 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny_models import abstract
+from tiny_models import CONFIG, abstract
 
 from jaxalign.errors import ConfigError
+from jaxalign.models.heads import ScalarModel
+from jaxalign.models.lora import LoraConfig
 from jaxalign.stages.defaults import OPTIMIZER
+from jaxalign.stages.network import Network
 from jaxalign.train.optimizer import decays, make_optimizer, make_schedule
 
 
@@ -61,6 +64,22 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(big, big)
     gradient = jax.tree.map(lambda u: -u / (1.0 + u), updates)
     assert float(optax.tree.norm(gradient)) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_second_factor_of_an_adapter_learns_faster():
+    """LoRA+ (arXiv:2402.12354): B at λ times the rate of all else; with Adam's first step the rate can be read off."""
+    trained = Network(ScalarModel, CONFIG, LoraConfig(rank=2, form="dora")).trained
+    updates = {}
+    for name, ratio in (("adamw", 1.0), ("adamw", 16.0), ("muon", 1.0), ("muon", 16.0)):
+        optimizer, _ = make_optimizer(config(name=name, peak_lr=0.5, clip_norm=0.0, lora_plus=ratio), 10)
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), trained)
+        rng = np.random.default_rng(0)
+        gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), trained)
+        updates[name, ratio] = names_of(jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(ones, gradient)[0])
+    for path, update in updates["adamw", 16.0].items():
+        np.testing.assert_allclose(np.abs(update), 8.0 if path.endswith("/b") else 0.5, rtol=1e-4)
+    for path, update in updates["muon", 16.0].items():
+        np.testing.assert_allclose(update, updates["muon", 1.0][path] * (16.0 if path.endswith("/b") else 1.0), rtol=1e-4)
 
 
 def test_muon_turns_the_matrices_of_the_layers():

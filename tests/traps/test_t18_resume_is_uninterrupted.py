@@ -31,6 +31,8 @@ def config_of(name):
     if name.endswith("_overlap"):  # the weights that draw the next rollout are those of the one before
         name = name.removesuffix("_overlap")
         return tiny_stages.config(name, overlap=True, **(settings | CHANGES[name]))
+    if name.endswith("_lora"):
+        return tiny_stages.config(name.removesuffix("_lora"), lora=dict(rank=2, form="dora"), **settings)
     if name != "kto":
         return tiny_stages.config(name, **settings)
     # On single answers, the reference's log-probabilities kept on disk.
@@ -52,7 +54,7 @@ def timeless(rows):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "ppo_adaptive", "ppo_overlap", "grpo",
-                                  "grpo_overlap"])
+                                  "grpo_overlap", "sft_lora", "ppo_lora"])
 def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     config = config_of(name)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

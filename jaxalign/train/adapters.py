@@ -1,0 +1,109 @@
+"""Checkpoints that hold adapters alone, and what those were trained beside.
+
+Such a checkpoint's `meta` has "lora", the fields of a `LoraConfig`, and "base": where the frozen weights are, from the
+workdir and as an absolute path, and their fingerprint.
+"""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxalign.errors import CheckpointError
+from jaxalign.models.heads import ScalarModel
+from jaxalign.models.lora import LoraConfig, adapt, is_trained, merged, under
+from jaxalign.models.quantized import quantized
+from jaxalign.models.transformer import ModelConfig, Transformer
+from jaxalign.sharding import shardings
+from jaxalign.train.checkpoint import find, load_params, read_meta, read_params
+
+
+def fingerprint(params):
+    """Eight hex digits that another bit anywhere, or bits in another order, make others; however they are sharded.
+
+        Σᵢ bits(xᵢ) · (2i + 1)  mod 2³², of every array, and these sums in turn
+    """
+    def of(x):
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        index, size = jnp.zeros((1,) * x.ndim, jnp.uint32), 1
+        for axis in reversed(range(x.ndim)):
+            index = index + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(size % 2**32)
+            size *= x.shape[axis]
+        return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+    sums = jax.jit(lambda leaves: [of(x) for x in leaves])(jax.tree.leaves(params))
+    return f"{sum(int(s) * (2 * i + 1) for i, s in enumerate(sums)) % 2**32:08x}"
+
+
+def base_record(folder, mark, workdir):
+    """What `meta` says of the frozen weights in `folder`, whose `fingerprint_of` is `mark`."""
+    folder = pathlib.Path(folder).absolute()
+    return {"path": str(folder), "from_workdir": os.path.relpath(folder, pathlib.Path(workdir).absolute()),
+            "fingerprint": mark}
+
+
+def fingerprint_of(folder, meta, params):
+    """Of the policy in a checkpoint, which `load_params` gave as `params`."""
+    if "lora" not in meta:
+        return fingerprint(params)
+    # Products are not the same to the last bit wherever they are computed: of what is merged, the parts are looked at.
+    own = read_params(folder, meta, meta["policy"], abstract_adapters(meta, Transformer)[1])
+    return f"{meta['base']['fingerprint']}+{fingerprint(own)}"
+
+
+def abstract_adapters(meta, cls):
+    """(graphdef, abstract state of what is trained) of a module under the adapters that `meta` describes."""
+    model, lora = ModelConfig(**meta["model"]), LoraConfig(**meta["lora"])
+    graphdef, whole = nnx.split(nnx.eval_shape(lambda: adapt(cls(model, rngs=nnx.Rngs(0)), lora, rngs=nnx.Rngs(0))))
+    return graphdef, nnx.split_state(whole, is_trained, ...)[0]
+
+
+def base_folder(folder, meta):
+    """The folder of the checkpoint that the adapters in `folder` were trained beside. Raises CheckpointError."""
+    base = meta["base"]
+    workdir = pathlib.Path(folder).absolute().parents[1]  # WORKDIR/checkpoints/STEP: both may have been moved together
+    for place in (workdir / base["from_workdir"], pathlib.Path(base["path"])):
+        if (place / "meta").is_dir():
+            return find(os.path.normpath(place))
+    raise CheckpointError(f"{folder}: it holds adapters of {base['path']}, which is not there; put it back, or train "
+                          "and export before a base is deleted or goes on training")
+
+
+def load_base(folder, meta, like):
+    """(folder, parameters) of the frozen `Transformer` under a checkpoint's adapters.
+
+    Raises:
+      CheckpointError: it is gone, or another than the adapters were trained beside.
+    """
+    where = base_folder(folder, meta)
+    held = read_meta(where)[1]
+    params = load_params(where, held["policy"], like)
+    found = fingerprint_of(where, held, params)
+    if found != meta["base"]["fingerprint"]:
+        raise CheckpointError(f"{folder}: its adapters were trained beside weights with the fingerprint "
+                              f"{meta['base']['fingerprint']}, {where} has {found}: it was trained anew since")
+    return where, params
+
+
+def load_merged(folder, meta, part, like):
+    """`load_params` of a checkpoint of adapters: `like` is a plain `Transformer`'s or `ScalarModel`'s state."""
+    scalar = "backbone" in like
+    graphdef, abstract = abstract_adapters(meta, ScalarModel if scalar else Transformer)
+    trained = read_params(folder, meta, part, _placed(abstract, like))
+    _, base = load_base(folder, meta, like["backbone"] if scalar else like)
+    base = quantized(base, meta["lora"]["base"])  # what is merged into is what they were trained beside
+    whole = nnx.merge_state(under("backbone", base) if scalar else base, trained)
+    placed = getattr(jax.tree.leaves(like)[0], "sharding", None) is not None
+    where = jax.tree.map(lambda x: x.sharding, like) if placed else None
+    return jax.jit(lambda state: merged(graphdef, state), out_shardings=where)(whole)
+
+
+def _placed(abstract, like):
+    """`abstract` with shardings over the mesh of `like`, if that has any."""
+    sharding = getattr(jax.tree.leaves(like)[0], "sharding", None)
+    if sharding is None:
+        return abstract
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
+                        shardings(abstract, sharding.mesh))
