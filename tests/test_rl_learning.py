@@ -6,11 +6,13 @@ import pathlib
 import shutil
 import xml.etree.ElementTree
 
+import jax
 import pytest
 import tiny_stages
 
 from jaxalign.errors import ConfigError
-from jaxalign.stages import default_config, train_stage
+from jaxalign.sharding import make_mesh
+from jaxalign.stages import STAGES, default_config, train_stage
 from tiny_world import TINY_WORLD
 
 HERE = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "rl_learning"
@@ -62,9 +64,11 @@ def test_methods_run_are_measured_and_are_not_run_twice(experiment, start, tmp_p
     assert readme.startswith("# ") and readme.count("## Figures\n") == 1 and readme.count("| grpo_overlap |") == 1
 
 
-def test_every_method_is_a_whole_config_and_those_of_a_kind_see_the_same(experiment, start):
+def test_every_method_is_a_whole_config_and_those_of_a_kind_see_the_same(experiment, start, tmp_path):
     methods = importlib.import_module("methods")
     made = {name: methods.config_of(name, start, 3) for name in (*methods.REINFORCEMENT, *methods.PREFERENCES)}
+    for name, config in made.items():  # what the objective asks for, and its options, are checked there
+        STAGES[config.stage](config, tmp_path / name, make_mesh(devices=jax.devices()[:1]))
     assert all(config.seed == 3 and config.init_from == str(start / "sft") for config in made.values())
     drawn = {name: config.prompts_per_rollout * config.samples_per_prompt * config.steps // config.epochs
              for name, config in made.items() if name in methods.REINFORCEMENT}

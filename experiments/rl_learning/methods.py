@@ -9,7 +9,7 @@ ROLLOUTS, RESPONSES, GROUP, EPOCHS = 20, 64, 8, 2
 
 SUMS = dict(
     length=48, max_new_tokens=48, batch_size=RESPONSES, epochs=EPOCHS, steps=ROLLOUTS * EPOCHS, fold_rows=28,
-    log_every=EPOCHS, rewards=[dict(name="numeric", weight=1.0)], preview=False,
+    log_every=EPOCHS, checkpoint_every=5 * EPOCHS, rewards=[dict(name="numeric", weight=1.0)], preview=False,
     optimizer=dict(peak_lr=4e-4, schedule="linear", warmup_steps=6, end_fraction=0.1))
 GROUPS = dict(prompts_per_rollout=RESPONSES // GROUP, samples_per_prompt=GROUP)
 # The gradient of `reinforce` is right for one step a rollout: half the steps of the others.

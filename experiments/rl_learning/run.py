@@ -103,10 +103,12 @@ def outcome(method, seed, start, workdir, changes, limit):
         print(f"── {folder.name} ── done, skipped", flush=True)
         return json.loads(file.read_text())
     print(f"\n── {folder.name} ──", flush=True)
+    stopped = (folder / FOLDER).exists() and any(path.name.isdigit() for path in (folder / FOLDER).iterdir())
     summary = train_stage(config_of(method, start, seed, changes), folder)
     began = time.monotonic()
     show = reinforced if method in REINFORCEMENT else preferred
     made = {"method": method, "seed": seed, "steps": summary["steps"], "seconds": round(summary["seconds"], 1),
+            "stopped": stopped,  # and gone on with: the clock of its curve stood still for nobody knows how long
             **show(folder, start, items(start, limit))}
     made["measuring_seconds"] = round(time.monotonic() - began, 1)
     file.write_text(json.dumps(made))
@@ -154,9 +156,10 @@ def table(outcomes, methods, names, target, window, at_start):
     for method in methods:
         runs = [each for each in outcomes if each["method"] == method]
         hits = [hit for run in runs if (hit := reached(run["curve"], target, window))]
+        timed = [hit[1] for run in runs if not run["stopped"] and (hit := reached(run["curve"], target, window))]
         missed = f"{len(hits)} of {len(runs)}: " if hits and len(hits) < len(runs) else "" if hits else "never"
         tokens = missed + (spread([hit[0] / 1000 for hit in hits], 0) if hits else "")
-        seconds = missed + (spread([hit[1] for hit in hits], 0) if hits else "")
+        seconds = missed + (spread(timed, 0) if timed else "not timed" if hits else "")
         cells = [spread([run["figures"][name]["value"] for run in runs]) for name in names]
         out.append(f"| {method} | " + " | ".join([*cells, tokens, seconds, spread([run["seconds"] for run in runs], 0)]) + " |")
     return "\n".join(out)

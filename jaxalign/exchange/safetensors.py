@@ -121,7 +121,11 @@ def _entries(path):
     end = max((e.first + e.size for e in entries.values()), default=8 + size)
     if end != total:
         bad(f"it has {total} bytes, its header says {end}" + ("; it was cut short" if end > total else ""))
-    for name, e in entries.items():
+    at = 8 + size
+    for name, e in sorted(entries.items(), key=lambda item: (item[1].first, item[1].size)):
+        if e.first != at:
+            bad(f"{name} begins at byte {e.first}, what stands before it ends at {at}")
+        at += e.size
         if e.first < 8 + size or e.size < 0 or (e.dtype in TYPES and
                                                 e.size != math.prod(e.shape) * np.dtype(TYPES[e.dtype]).itemsize):
             bad(f"{name} of type {e.dtype} and shape {list(e.shape)} cannot have {e.size} bytes")

@@ -141,6 +141,42 @@ def another(**changes):
     return break_it
 
 
+def header(change):
+    """Breaks the header of a file, whose numbers stay where they are."""
+    def break_it(folder):
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        tensors = json.loads(data[8:8 + size])
+        change(tensors)
+        text = json.dumps(tensors).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size:])
+    return break_it
+
+
+NORM = "model.norm.weight"
+
+
+def overlap(tensors):
+    at = tensors["model.layers.0.input_layernorm.weight"]["data_offsets"]
+    tensors["model.layers.1.input_layernorm.weight"]["data_offsets"] = at
+
+
+def index_of_another(folder):
+    shard_lost(folder)
+    write_model(folder, config_of("llama"), largest_shard=4000)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.extra"] = index["weight_map"][NORM]
+    path.write_text(json.dumps(index))
+
+
+def index_to_elsewhere(folder):
+    shard_lost(folder)
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {NORM: "../../secret.safetensors"}}))
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
@@ -160,6 +196,16 @@ def bad_template(source):
     (garbage, "model.safetensors: its header should have"),
     (shard_lost, "the index model.safetensors.index.json names this shard, there is no such file"),
     (integers, "is of type int32; expected one of float64, float32, float16, bfloat16"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors: 0 bytes, too few for a header"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "expected model.safetensors or .*, there is neither"),
+    (index_of_another, "names model.norm.extra in .*, which does not hold it"),
+    (index_to_elsewhere, "a shard that is no file name"),
+    (header(lambda t: t[NORM].update(dtype="F32")), "model.norm.weight of type F32 and shape .16. cannot have 32 bytes"),
+    (header(lambda t: t[NORM].update(dtype="F8_E4M3")), "model.norm.weight is of type F8_E4M3; expected one of F64, "),
+    (header(lambda t: t[NORM].update(shape=[4, 4])), r"model.norm.weight has shape .4, 4., config.json makes it .16."),
+    (header(lambda t: t[NORM].update(shape=[-16])), "model.norm.weight of type BF16 and shape .-16. cannot have"),
+    (header(overlap), "input_layernorm.weight begins at byte .*, what stands before it ends at"),
+    (another(num_hidden_layers=10**9), "tells of 1000000000 layers, there are 30 tensors"),
     (another(intermediate_size=24), r"mlp.* has shape \[.*\], config.json makes it \[.*\]"),
     (another(num_hidden_layers=4), "missing: model.layers.3"),
     (another(num_hidden_layers=2), "unknown: model.layers.2"),

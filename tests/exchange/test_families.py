@@ -87,9 +87,6 @@ def test_a_classifiers_score_is_that_of_transformers(tmp_path):
         np.testing.assert_allclose(score[row, last], unpacked(text, (1,))[0], atol=1e-4)
 
 
-DECODED = ["llama, llama3 rope, tied", "smollm3", "mistral", "gemma3", "gemma2", "gpt2", "gpt_neox", "mixtral"]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def decoded(graphdef, params, tokens_T, window):
     """Logits of one document read token by token from an empty ring of slots, begun in its midst."""
@@ -105,7 +102,7 @@ def decoded(graphdef, params, tokens_T, window):
     return jax.lax.scan(step, cache, (tokens_T, jnp.arange(len(tokens_T))))[1]
 
 
-@pytest.mark.parametrize("case", DECODED)
+@pytest.mark.parametrize("case", LANGUAGE)
 def test_cached_decoding_gives_the_same_logits(case, tmp_path):
     config = config_of(case)
     write_model(tmp_path, config)
