@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compares the objectives and models, values and gradients, with independent public implementations (TRL, transformers, verl, rlax,
-# rax), prints a table, and fails where a row does not hold. They take several GiB, so they go into an environment of
+# Compares the objectives and models, values and gradients, with independent public implementations (TRL, transformers,
+# PEFT, verl, rlax, rax), prints a table, and fails where a row does not hold. They take several GiB, so they go into an environment of
 # their own, .conformance-venv, made on the first call. JAXALIGN_CONFORMANCE_VENV=/path puts it somewhere else.
 #
 #   bash tools/conformance.sh                             writes conformance.json
 #   bash tools/conformance.sh --json=FILE --only=dpo --seeds=20
-#   bash tools/conformance.sh --goldens                   writes tests/golden/families.json afresh
+#   bash tools/conformance.sh --goldens                   writes tests/golden/families.json and peft.json afresh
 #
 # How a row is made, and how to add one: tests/conformance/run.py.
 set -u
@@ -18,5 +18,8 @@ PYTHONS="python3.11 python3.12 python3.13 python3 python" # the peers keep up wi
 prepare_environment conformance
 # On the CPU, from nothing but what is installed; TRL's notice that its experimental parts may change is known.
 export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 PYTHONUNBUFFERED=1
-[ "${1:-}" != --goldens ] || exec "$VENV_PYTHON" "$ROOT/tests/golden/make_families.py"
+if [ "${1:-}" = --goldens ]; then
+  "$VENV_PYTHON" "$ROOT/tests/golden/make_families.py" && exec "$VENV_PYTHON" "$ROOT/tests/golden/make_peft.py"
+  exit 1
+fi
 exec "$VENV_PYTHON" "$ROOT/tests/conformance/run.py" "$@"

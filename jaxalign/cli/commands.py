@@ -65,18 +65,24 @@ def evaluate(values, _, sources):
 
 
 def import_(values, _, __):
-    from jaxalign.exchange import import_model
+    from jaxalign.exchange import import_adapters, import_model
 
-    done = import_model(values["from"].value, values.to)
+    source = values["from"].value
+    if values.base:
+        need_checkpoint(values.base, "base")
+    done = import_adapters(source, values.to, values.base) if values.base else import_model(source, values.to)
     template = "its own chat template" if done["template"] else "no chat template, so a plain one"
     print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters from {done['dtype']}, {template}")
 
 
 def export(values, _, __):
     need_checkpoint(values.checkpoint)
-    from jaxalign.exchange import export_model
+    from jaxalign.exchange import export_adapters, export_model
 
-    done = export_model(values.checkpoint, values.to, dtype=values.dtype)
+    if values.adapters and values.dtype:
+        raise ConfigError(f"--dtype={values.dtype} is of whole models; --adapters writes float32")
+    done = export_adapters(values.checkpoint, values.to) if values.adapters else export_model(
+        values.checkpoint, values.to, dtype=values.dtype)
     print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters in {done['dtype']}")
 
 
@@ -88,9 +94,9 @@ def report(values, _, __):
     print(f"wrote {write_report(values.workdir)}")
 
 
-def need_checkpoint(path):
+def need_checkpoint(path, flag="checkpoint"):
     if not os.path.isdir(path):
-        raise CheckpointError(f"--checkpoint={path}: no such folder; give the workdir of a stage's run")
+        raise CheckpointError(f"--{flag}={path}: no such folder; give the workdir of a stage's run")
 
 
 def _print_table(title, figures):
@@ -196,14 +202,18 @@ COMMANDS = {
     "import": Command(
         "import", "Make a checkpoint of a published model: a folder as transformers writes it, or a GGUF file", import_,
         [Flag("from", "dir", None, "the model's folder (safetensors), or a .gguf file", True),
-         Flag("to", "dir", None, "the checkpoint's folder, for init_from and --checkpoint", True)],
-        ["jaxalign import --from=downloads/SmolLM2-135M-Instruct --to=runs/smollm2"],
+         Flag("to", "dir", None, "the checkpoint's folder, for init_from and --checkpoint", True),
+         Flag("base", "dir", "", "for a folder of PEFT's adapters: the checkpoint of the model they are of")],
+        ["jaxalign import --from=downloads/SmolLM2-135M-Instruct --to=runs/smollm2",
+         "jaxalign import --from=downloads/adapter --base=runs/smollm2 --to=runs/adapter"],
     ),
     "export": Command(
         "export", "Write a checkpoint as a folder that transformers and model servers read", export,
         [CHECKPOINT, Flag("to", "dir", None, "the folder to write", True),
-         Flag("dtype", "text", "", "float32, float16 or bfloat16; without it as imported, else float32")],
-        ["jaxalign export --checkpoint=runs/sft --to=exported"],
+         Flag("dtype", "text", "", "float32, float16 or bfloat16; without it as imported, else float32"),
+         Flag("adapters", "bool", False, "of a run with LoRA the adapters alone, in PEFT's layout; without it merged")],
+        ["jaxalign export --checkpoint=runs/sft --to=exported",
+         "jaxalign export --checkpoint=runs/lora --to=adapter --adapters"],
     ),
     "report": Command(
         "report", "Write report.html from what a pipeline left in its folder", report,

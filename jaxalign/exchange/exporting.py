@@ -1,5 +1,6 @@
 """A checkpoint → the folder of a published model, as transformers and what serves models read it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import mapping_of
 from jaxalign.exchange.importing import MODULES
 from jaxalign.exchange.parameters import bare
+from jaxalign.exchange.peft import CONFIG, WEIGHTS, adapter_files
 from jaxalign.exchange.safetensors import write
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import describe, find_family
@@ -26,7 +28,7 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 
 
 def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
-    """Writes a published model's folder from a checkpoint; returns what it is.
+    """Writes a published model's folder from a checkpoint, adapters merged into what they adapt; returns what it is.
 
     A model that was imported goes back into its own family, names and types, with its own config and tokenizer files:
     untrained, bit for bit. One that was trained from random weights becomes a Llama or a Qwen 3.
@@ -39,11 +41,9 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
     Raises:
       ConfigError, CheckpointError.
     """
-    to = pathlib.Path(to).absolute()
     if dtype not in ("", "float32", "float16", "bfloat16"):
         raise ConfigError(f"--dtype={dtype}: expected float32, float16 or bfloat16")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise CheckpointError(f"--to={to}: there is something already; name a new folder")
+    to = _free(to)
     folder, meta = read_meta(checkpoint)
     head = "reward" if meta["policy"] == "reward/backbone" else "policy"
     if head == "reward" and meta.get("pooling", "last") != "last":
@@ -73,23 +73,53 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
     def make(name):
         return mapping.put_together(inverse[name], leaves).astype(types[inverse[name]])
 
-    aside = to.with_name(f".{to.name}.exporting")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with _written_whole(to) as aside:
         write(aside, tensors, make, largest_shard=largest_shard)
         _dump(aside / "config.json", published)
         if origin.get("generation"):
             _dump(aside / "generation_config.json", origin["generation"])
         for name, data in tokenizer_files(meta).items():
             (aside / name).write_bytes(data)
+    return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
+            "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
+
+
+def export_adapters(checkpoint, to):
+    """Writes a checkpoint's adapters alone, as PEFT reads them; returns what they are.
+
+    Args: as of `export_model`.
+    Raises:
+      ConfigError, CheckpointError: of `peft.adapter_files` too.
+    """
+    to = _free(to)
+    config, tensors = adapter_files(*read_meta(checkpoint))
+    with _written_whole(to) as aside:
+        write(aside, {name: (x.dtype, x.shape) for name, x in tensors.items()}, tensors.get, stem=WEIGHTS)
+        _dump(aside / CONFIG, config)
+    return {"family": "adapters of " + (config["base_model_name_or_path"] or "a model trained here"),
+            "parameters": sum(x.size for x in tensors.values()), "dtype": "float32", "tensors": len(tensors)}
+
+
+def _free(to):
+    to = pathlib.Path(to).absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"--to={to}: there is something already; name a new folder")
+    return to
+
+
+@contextlib.contextmanager
+def _written_whole(to):
+    """A folder beside `to` that takes its place once all is written; what is broken off leaves nothing."""
+    aside = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
         if to.exists():
             to.rmdir()
         os.replace(aside, to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
-            "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
 
 
 def _config(origin, model, head, dtype):

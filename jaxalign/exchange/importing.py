@@ -14,12 +14,15 @@ from jaxalign.data.published import read_folder
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import common_dtype, head_of, mapping_of, read_json, stop_ids
 from jaxalign.exchange.parameters import Source, read_parameters
+from jaxalign.exchange.peft import read_adapters
 from jaxalign.exchange.safetensors import Safetensors
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import model_config
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import Transformer
 from jaxalign.sharding import make_mesh
-from jaxalign.train.checkpoint import Checkpointer, flat_shapes, pack_tokenizer
+from jaxalign.train.adapters import base_record, fingerprint_of
+from jaxalign.train.checkpoint import Checkpointer, flat_shapes, load_params, pack_tokenizer, read_meta
 from jaxalign.train.state import TrainState
 
 MODULES = {"policy": Transformer, "reward": ScalarModel}
@@ -102,6 +105,36 @@ def import_model(source, to, *, mesh=None):
     _write(to, head, params, meta)
     return {"family": published.config["model_type"], "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "dtype": dtype, "vocab_size": model.vocab_size, "template": tokenizer.has_template}
+
+
+def import_adapters(source, to, base):
+    """Writes a checkpoint of adapters in PEFT's layout, beside a model that was imported before; returns what it is.
+
+    Args:
+      source: the folder with adapter_config.json.
+      to: as of `import_model`.
+      base: a checkpoint of the model that the adapters are of.
+    Raises:
+      ConfigError, CheckpointError: of `peft.read_adapters` too.
+    """
+    to = pathlib.Path(to).absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"--to={to}: there is something already; name a new folder")
+    folder, below = read_meta(base)
+    if below["policy"] != "policy":
+        raise ConfigError(f"--base={base}: a reward model; adapters are read for language models alone")
+    lora, adapters = read_adapters(pathlib.Path(source), below)
+    model = ModelConfig(**below["model"])
+    like = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))[1]
+    mark = fingerprint_of(folder, below, load_params(folder, "policy", like))
+    meta = {key: below[key] for key in ("policy", "model", "tokenizer", "published") if key in below} | {
+        "stage": "import", "config": configs.to_json(ConfigDict(dict(stage="import", source=str(source)))),
+        "lineage": [*below["lineage"], {"stage": "import", "path": str(to), "steps": 0, "parent": str(folder)}],
+        "lora": dataclasses.asdict(lora), "base": base_record(folder, mark, to),
+    }
+    _write(to, "policy", adapters, meta)
+    return {"family": f"adapters of rank {lora.rank}", "parameters": sum(x.size for x in jax.tree.leaves(adapters)),
+            "dtype": "float32", "template": "published" in below}
 
 
 def _write(to, head, params, meta):

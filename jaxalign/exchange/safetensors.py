@@ -19,7 +19,7 @@ TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dty
          "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}  # fmt: skip
 NAME_OF = {np.dtype(dtype): name for name, dtype in TYPES.items()}
 LARGEST_HEADER = 100_000_000
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+STEM = "model"
 
 
 class Entry(NamedTuple):
@@ -33,26 +33,27 @@ class Entry(NamedTuple):
 
 
 class Safetensors:
-    """The tensors of a folder's `model.safetensors`, or of all shards that its index names.
+    """The tensors of a folder's `model.safetensors` (another stem, if one is given), or of all shards that its index names.
 
     Attributes: `entries` (name → `Entry`).
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, stem=STEM):
         """Raises CheckpointError: no such files, a shard missing, cut short or damaged, a tensor that the index names
         and no shard holds."""
         folder = pathlib.Path(folder)
-        index, single = folder / INDEX, folder / SINGLE
+        single = folder / f"{stem}.safetensors"
+        index = folder / f"{single.name}.index.json"
         self.entries = {}
         if index.is_file():
             where = _weight_map(index)
             for shard in sorted(set(where.values())):
                 if not (folder / shard).is_file():
-                    raise CheckpointError(f"{folder / shard}: the index {INDEX} names this shard, there is no such "
+                    raise CheckpointError(f"{folder / shard}: the index {index.name} names this shard, there is no such "
                                           "file; copy it beside the others")
                 self.entries |= _entries(folder / shard)
             if lost := sorted(set(where) - set(self.entries)):
-                raise CheckpointError(f"{folder}: {INDEX} names {lost[0]} in {where[lost[0]]}, which does not hold it; "
+                raise CheckpointError(f"{folder}: {index.name} names {lost[0]} in {where[lost[0]]}, which does not hold it; "
                                       "the files are not of one model")
         elif single.is_file():
             self.entries = _entries(single)
@@ -60,7 +61,7 @@ class Safetensors:
             found = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
             cure = (f"; it holds {found[0]}, which only torch reads: save the model anew with "
                     "save_pretrained(safe_serialization=True)" if found else "")
-            raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, there is neither{cure}")
+            raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, there is neither{cure}")
         self.names = set(self.entries)
 
     def shape(self, name):
@@ -132,13 +133,14 @@ def _entries(path):
     return entries
 
 
-def write(folder, tensors, make, *, largest_shard=5_000_000_000):
+def write(folder, tensors, make, *, largest_shard=5_000_000_000, stem=STEM):
     """Writes tensors in shards of at most so many bytes, one tensor at a time.
 
     Args:
       folder: where to; it exists.
       tensors: name → (dtype, shape), in the order they are written.
       make: name → the array.
+      stem: of the files' names.
     """
     shards, room = [{}], largest_shard
     for name, (dtype, shape) in tensors.items():
@@ -148,14 +150,14 @@ def write(folder, tensors, make, *, largest_shard=5_000_000_000):
             room = largest_shard
         shards[-1][name] = (np.dtype(dtype), shape, size)
         room -= size
-    names = [SINGLE] if len(shards) == 1 else [f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-                                               for n in range(1, len(shards) + 1)]
+    names = [f"{stem}.safetensors"] if len(shards) == 1 else [
+        f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     for file_name, shard in zip(names, shards):
         _write_file(folder / file_name, shard, make)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(size for shard in shards for *_, size in shard.values())},
                  "weight_map": {name: file_name for file_name, shard in zip(names, shards) for name in shard}}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _write_file(path, shard, make):

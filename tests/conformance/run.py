@@ -25,6 +25,7 @@ import rich.table
 # ours: whichever checkout this file lies in
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+import adapters  # noqa: E402
 import advantages  # noqa: E402
 import families  # noqa: E402
 import policies  # noqa: E402
@@ -36,9 +37,9 @@ from comparison import measure  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from jaxalign.objectives import OBJECTIVES  # noqa: E402
 
-GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families]
+GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families, adapters]
 ROWS = [row for group in GROUPS for row in group.ROWS]
-PACKAGES = ["trl", "transformers", "verl", "rlax", "rax"]
+PACKAGES = ["trl", "transformers", "verl", "rlax", "rax", "peft"]
 
 
 def main(arguments):

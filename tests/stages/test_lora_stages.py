@@ -66,7 +66,8 @@ def test_every_stage_trains_and_keeps_adapters_and_heads_alone(name, tmp_path):
     network, policy = plain(tmp_path / "run")
     _, before = plain(tiny_stages.trained(tiny_stages.PARENTS.get(name, name)))
     assert jax.tree.structure(policy) == jax.tree.structure(before)
-    assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (policy, before))))
+    moved = any(np.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (policy, before))))
+    assert moved == (name != "grpo")  # no tiny response earns anything: B stays zero
     np.testing.assert_array_equal(policy["embed"][...], before["embed"][...])
 
 
