@@ -51,12 +51,13 @@ def test_the_sampler_runs_the_lowered_model(precision, near):
 def test_adapters_are_part_of_what_is_rounded(precision):
     model = adapt(nnx.merge(*split()), LoraConfig(rank=2), rngs=nnx.Rngs(1))
     graphdef, params = nnx.split(model)
-    params = nnx.from_flat_state([(path, x.replace(x[...] + 0.1) if isinstance(x, nnx.LoRAParam) else x)
+    params = nnx.from_flat_state([(path, x.replace(x[...] + 0.05) if isinstance(x, nnx.LoRAParam) else x)
                                   for path, x in nnx.to_flat_state(params)])
     ids = np.array([documents((9,), seed=1)[0]])
     exact, rough, without = (np.asarray(nnx.merge(*of)(ids), np.float32) for of in (
         (graphdef, params), lowered(graphdef, params, precision), split()))
-    assert 1e-4 < np.abs(exact - rough).max() < 0.3 < np.abs(exact - without).max()
+    off, moved = (np.abs(exact - other).max() for other in (rough, without))
+    assert 1e-4 < off < 0.3 * moved
     assert lowered(graphdef, params, "model") == (graphdef, params)
 
 

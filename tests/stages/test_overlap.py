@@ -53,11 +53,11 @@ def test_overlapped_training_is_the_off_policy_order_one_after_the_other(name, t
     stage, config = made(name, tmp_path / "other", overlap=True)
     train_stage(config, tmp_path / "run")
     folder, _ = read_meta(tmp_path / "run")
-    got = load_params(folder, "policy", stage.abstract)
+    got = load_params(folder, "policy", stage.network.abstract)
     jax.tree.map(np.testing.assert_array_equal, got, by_hand.trainable["policy"])
     on_policy = tiny_stages.config(name, steps=STEPS, epochs=1, **CHANGES[name])
     train_stage(on_policy, tmp_path / "on_policy")
-    other = load_params(read_meta(tmp_path / "on_policy")[0], "policy", stage.abstract)
+    other = load_params(read_meta(tmp_path / "on_policy")[0], "policy", stage.network.abstract)
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (got, other))))
 
 
