@@ -38,8 +38,8 @@ class Checkpointer:
     Args:
       workdir: the stage's folder.
       keep: how many checkpoints stay.
-      at_once: bytes of parameters that are being written at a time, at least those of the largest; fewer take longer and
-        less memory. None: all of them, which takes nearly as much again as they have.
+      at_once: bytes of parameters that are being written at a time, at least those of the largest; fewer take longer
+        and less memory. None: all of them, which takes nearly as much again as they have.
     """
 
     def __init__(self, workdir, *, keep=1, at_once=None):
@@ -47,7 +47,8 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers, self._save_params = None, ocp.args.StandardSave
         if at_once is not None:
-            bounded = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=at_once + 1)  # it wants more than what is asked for
+            # One more, for it refuses an array of just so many bytes.
+            bounded = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=at_once + 1)
             handlers = {"params": ocp.PyTreeCheckpointHandler(handler_impl=bounded),
                         "optimizer": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
             self._save_params = ocp.args.PyTreeSave
