@@ -13,7 +13,8 @@ MOST_STEPS, MOST_TEXT = 200_000, 20_000_000  # of loops and calls, and character
 CALL = 4  # steps that a call takes, about as long as so many turns of a loop
 MOST_BITS = 256  # of a number
 # Methods of texts whose result can have any size, or leads to such.
-GROWING = ("center", "encode", "expandtabs", "format", "format_map", "ljust", "maketrans", "rjust", "translate", "zfill")
+GROWING = ("center", "encode", "expandtabs", "format", "format_map", "ljust", "maketrans", "rjust", "translate",
+           "zfill")  # fmt: skip
 UNBOUNDED = ("batch", "center", "format", "indent", "round", "slice", "sum", "urlize", "wordwrap")  # filters like them
 
 
@@ -222,9 +223,9 @@ def _compiled(source):
 
         def call(self, context, function, *args, **kwargs):
             budget.step(CALL)
-            if isinstance(text := getattr(function, "__self__", None), str) and function.__name__ in ("join", "replace"):
-                joins = function.__name__ == "join"
-                return _concatenated(*args, between=text) if joins else _replaced(text, *args, **kwargs)
+            text, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+            if isinstance(text, str) and name in ("join", "replace"):
+                return _concatenated(*args, between=text) if name == "join" else _replaced(text, *args, **kwargs)
             return budget.nested(_bounded(super().call(context, function, *args, **kwargs)))
 
         def is_safe_attribute(self, value, name, found):
@@ -261,8 +262,8 @@ def _compiled(source):
 
 
 def _guard(node, nodes):
-    """Puts a filter in place of every `~`, which could double a text again and again, and around every list and mapping,
-    which could hold itself twice, again and again."""
+    """Puts a filter in place of every `~`, which could double a text again and again, and around every list and
+    mapping, which could hold itself twice, again and again."""
     for field, value in node.iter_fields():
         children = value if isinstance(value, list) else [value]
         for n, child in enumerate(children):

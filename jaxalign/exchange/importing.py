@@ -81,7 +81,7 @@ def import_model(source, to, *, mesh=None):
     if model.num_layers * max(1, model.num_experts) > len(published.files.names):
         raise ConfigError(f"{where}: config.json tells of {model.num_layers} layers"
                           + (f" of {model.num_experts} experts" if model.num_experts else "")
-                          + f", there are {len(published.files.names)} tensors; the file or the config is another model's")
+                          + f", there are {len(published.files.names)} tensors; one of the two is another model's")
     tokenizer = published.tokenizer
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "

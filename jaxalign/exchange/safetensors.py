@@ -116,7 +116,8 @@ def _entries(path):
             entries = {}
             for name, e in header.items():
                 first, last = map(int, e["data_offsets"])
-                entries[name] = Entry(path, str(e["dtype"]), tuple(map(int, e["shape"])), 8 + size + first, last - first)
+                shape = tuple(map(int, e["shape"]))
+                entries[name] = Entry(path, str(e["dtype"]), shape, 8 + size + first, last - first)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             bad(f"its header cannot be read ({type(error).__name__}: {error})")
     end = max((e.first + e.size for e in entries.values()), default=8 + size)
