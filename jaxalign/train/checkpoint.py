@@ -49,7 +49,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers, self._save_params = None, ocp.args.StandardSave
         if at_once is not None:
-            # It wants more than what is asked for.
+            # One more, for it refuses an array of just so many bytes.
             bounded = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=at_once + 1)
             handlers = {"params": ocp.PyTreeCheckpointHandler(handler_impl=bounded),
                         "optimizer": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
