@@ -49,7 +49,9 @@ def main(workdir):
     _, meta = read_meta(workdir / "sft")
     result = {"figures": figures, "stages": stages, "wall_seconds": report["wall_seconds"], "model": meta["model"],
               "peak_rss_gib": report["peak_rss_gib"], "versions": report["versions"], "device": report["device"]}
-    (HERE / "result.json").write_text(json.dumps(result, indent=1, default=float) + "\n", encoding="utf-8")
+    root = pathlib.Path(plan["books"][1]["path"]).parents[1]  # of one machine alone
+    written = json.dumps(result, indent=1, default=float).replace(f"{root}/", "")
+    (HERE / "result.json").write_text(written + "\n", encoding="utf-8")
     for name, by_checkpoint in figures.items():
         for figure in dict.fromkeys(figure for each in by_checkpoint.values() for figure in leaves(each)):
             print(f"\n{name}: {figure}")
