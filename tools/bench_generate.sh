@@ -8,9 +8,5 @@
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-VENV_VARIABLE=JAXALIGN_BENCH_VENV
-VENV="${JAXALIGN_BENCH_VENV:-$ROOT/.bench-venv}"
-NEEDED_MIB=4000
-PYTHONS="python3.11 python3.12 python3.13 python3 python" # the peers keep up with the newest Python last
-prepare_environment bench
+prepare_peers bench JAXALIGN_BENCH_VENV
 exec "$VENV_PYTHON" "$ROOT/tools/bench_generate.py" "$@"

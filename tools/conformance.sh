@@ -11,11 +11,7 @@
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-VENV_VARIABLE=JAXALIGN_CONFORMANCE_VENV
-VENV="${JAXALIGN_CONFORMANCE_VENV:-$ROOT/.conformance-venv}"
-NEEDED_MIB=4000
-PYTHONS="python3.11 python3.12 python3.13 python3 python" # the peers keep up with the newest Python last
-prepare_environment conformance
+prepare_peers conformance JAXALIGN_CONFORMANCE_VENV
 # On the CPU, from nothing but what is installed; TRL's notice that its experimental parts may change is known.
 export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 PYTHONUNBUFFERED=1
 if [ "${1:-}" = --goldens ]; then

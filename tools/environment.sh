@@ -133,3 +133,10 @@ prepare_environment() {
   fingerprint >"$VENV/.jaxalign-$want" || die "$VENV cannot be written to; free some space and run this again"
   printf 'Installed in %d s; %s is %d MiB.\n' "$((SECONDS - started))" "$VENV" "$(du -sk "$VENV" | awk '{print int($1 / 1024)}')" >&2
 }
+
+# prepare_peers EXTRA VARIABLE    an environment of its own, .EXTRA-venv or where VARIABLE says: peers take several GiB
+prepare_peers() {
+  VENV_VARIABLE="$2" VENV="${!2:-$ROOT/.$1-venv}" NEEDED_MIB=4000
+  PYTHONS="python3.11 python3.12 python3.13 python3 python" # the peers keep up with the newest Python last
+  prepare_environment "$1"
+}

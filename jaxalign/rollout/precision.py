@@ -32,10 +32,6 @@ class Int8:
     def shape(self):
         return self.value.shape
 
-    def __getitem__(self, index):
-        assert index is ..., "a variable's value as it is"
-        return self
-
     def astype(self, dtype):
         return (self.value.astype(jnp.float32) * self.scale).astype(dtype)
 
