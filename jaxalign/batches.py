@@ -14,6 +14,8 @@ from typing import Any, Callable, Mapping
 
 from jaxalign.errors import ConfigError
 
+BRANCH = 1 << 16  # added to the segment ids of a row's answers, once for each, where several share what stands before them
+
 VOCABULARY: dict[str, str] = {
     # A row of tokens. Position t reads tokens[t] and is scored on targets[t], the next token of the same document.
     "tokens_BT": "input token ids, int32",
@@ -26,6 +28,7 @@ VOCABULARY: dict[str, str] = {
     "logz_BT": "log-normaliser of the trained policy's logits, nats; gradient flows",
     "mean_logp_BT": "log-probability averaged over the vocabulary (for label smoothing), nats; gradient flows",
     "entropy_BT": "entropy of the trained policy's distribution, nats; gradient flows",
+    "top_BT": "1 where the trained policy gives no token more than the target, else 0, float32; no gradient",
     # Other policies' view of the same targets. No gradient.
     "old_logp_BT": "log-probability under the policy that this batch began with, same temperature as logp_BT, nats",
     "ref_logp_BT": "log-probability under the frozen reference policy, nats",

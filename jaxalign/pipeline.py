@@ -13,9 +13,10 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign import config as configs
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, JaxalignError
 from jaxalign.report import write_report
 from jaxalign.stages import STAGES, check_config, train_stage
+from jaxalign.stages.inputs import check_inputs
 from jaxalign.train.checkpoint import has_checkpoint
 
 PLANNED = "planned.json"  # a stage's config with "@name" for paths: the run may be moved, or called from elsewhere
@@ -38,12 +39,14 @@ def run_pipeline(config, workdir):
       config: of `pipeline_config`. `config.chain` may be shortened to run its first part only.
       workdir: every stage gets a folder in it.
     Raises:
-      ConfigError: an unknown stage or a reference to a later one, or a finished stage whose config has changed since
-        or whose parent has to be made anew; all before anything is run.
+      ConfigError: an unknown stage or a reference to a later one, a config that cannot be, a file or checkpoint that is
+        not there or not of the kind that its stage reads, or a finished stage whose config has changed since or whose
+        parent has to be made anew; all before anything is run.
     """
     workdir = pathlib.Path(workdir)
     plan = _plan(config, workdir)
     finished = _all_finished(plan, workdir)
+    _check_inputs(plan, finished, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir is None:
         # Stages of one kind, and the samplers of all models that are measured, are the same programs.
@@ -94,13 +97,13 @@ def _plan(config, workdir):
     return plan
 
 
-def _resolve(value, workdir, known, at, parents):
-    """The value with "@name/rest" turned into the path of that stage's folder, everywhere inside; the names that are
-    met are added to `parents`."""
+def _resolve(value, workdir, known, at, parents, keep=()):
+    """The value with "@name/rest" turned into the path of that stage's folder, everywhere inside, but for the names in
+    `keep`; the names that are met are added to `parents`."""
     if isinstance(value, dict):
-        return {key: _resolve(item, workdir, known, f"{at}.{key}", parents) for key, item in value.items()}
+        return {key: _resolve(item, workdir, known, f"{at}.{key}", parents, keep) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item, workdir, known, at, parents) for item in value)
+        return type(value)(_resolve(item, workdir, known, at, parents, keep) for item in value)
     if not isinstance(value, str) or not value.startswith("@"):
         return value
     name, _, rest = value[1:].partition("/")
@@ -108,6 +111,8 @@ def _resolve(value, workdir, known, at, parents):
         before = ", ".join(known) or "none"
         raise ConfigError(f"stages.{at}={value!r}: no earlier stage {name!r}; before it come: {before}")
     parents.append(name)
+    if name in keep:
+        return value
     return str(workdir / name / rest) if rest else str(workdir / name)
 
 
@@ -122,6 +127,20 @@ def _all_finished(plan, workdir):
             raise ConfigError(f"{folder} was made from an earlier {', '.join(anew)}, which has to be made anew; delete "
                               f"{folder} and those after it to make them again")
     return finished
+
+
+def _check_inputs(plan, finished, workdir):
+    """Raises ConfigError for what one of the stages that will run could not read."""
+    earlier = {}
+    for name, _, planned, _ in plan:
+        if finished[name] is None:
+            known = [step[0] for step in plan]
+            there = ConfigDict(_resolve(planned.to_dict(), workdir, known, name, [], keep=earlier))
+            try:
+                check_inputs(there, STAGES[planned.stage], earlier)
+            except JaxalignError as error:
+                raise ConfigError(f"stages.{name}: {error}") from error
+            earlier[name] = STAGES[planned.stage]
 
 
 def _finished(folder, planned):
@@ -158,7 +177,7 @@ def _finite(value):
 def _report(config, plan, summaries, claims, peak_before):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     device = jax.devices()[0]
-    keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint", "data")
+    keys = ("name", "stage", "seconds", "steps", "tokens", "before", "after", "checkpoint", "data", "findings")
     return {
         "claims": claims,
         "stages": [{key: summary.get(key) for key in keys} for summary in summaries],

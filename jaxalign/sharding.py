@@ -6,6 +6,7 @@ Changing the parallelism of a run is changing `RULES`, or the sizes of the mesh;
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import ConfigError
@@ -75,12 +76,10 @@ def shardings(tree, mesh: Mesh, rules=None):
     def of(variable):
         if not hasattr(variable, "get_metadata"):
             return NamedSharding(mesh, PartitionSpec())
-        metadata = variable.get_metadata()
-        value = variable.get_value()
-        if not hasattr(value, "shape"):  # a part of the optimizer that does not treat this parameter
-            return variable
-        spec = partition_spec(metadata.get("out_sharding"), value.shape, mesh, rules)
-        return variable.replace(NamedSharding(mesh, spec))
+        names = variable.get_metadata().get("out_sharding")
+        # Of a value in parts, as numbers and their scales, each; of none, where an optimizer does not treat a parameter.
+        return variable.replace(jax.tree.map(
+            lambda x: NamedSharding(mesh, partition_spec(names, x.shape, mesh, rules)), variable.get_value()))
 
     return jax.tree.map(of, tree, is_leaf=lambda leaf: hasattr(leaf, "get_metadata"))
 
@@ -96,6 +95,13 @@ def put_batch(batch, mesh: Mesh):
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gathered(tree):
+    """Arrays over the mesh as numpy arrays, in every process all of their rows."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def look_up(table_VD, tokens_BT):

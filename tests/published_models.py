@@ -33,7 +33,6 @@ CASES = {
     "llama, llama3 rope, tied": {"model_type": "llama", "rope_scaling": LLAMA3, "tie_word_embeddings": True},
     "llama, biases, yarn": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "rope_scaling": YARN},
     "llama, new keys": {"model_type": "llama", "rope_parameters": {**LLAMA3, "rope_theta": 300.0}, "head_dim": 6},
-    "llama, classifier": {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "num_labels": 1},
     "smollm3": {"model_type": "smollm3", "num_hidden_layers": 5},
     "mistral": {"model_type": "mistral", "sliding_window": 4},
     "qwen2": {"model_type": "qwen2"},
@@ -55,6 +54,9 @@ CASES = {
     "qwen3_moe": {"model_type": "qwen3_moe", **MOE, "num_experts": 4, "moe_intermediate_size": 12, "head_dim": 6,
                   "norm_topk_prob": True},
 }  # fmt: skip
+for _family in FAMILIES:
+    _case = next(case for case, changes in CASES.items() if changes["model_type"] == _family)
+    CASES[f"{_family}, classifier"] = {**CASES[_case], "architectures": [FAMILIES[_family].classifier], "num_labels": 1}
 
 
 def config_of(case):

@@ -26,7 +26,7 @@ def test_a_row_a_measurement(tmp_path, capsys, monkeypatch):
     module("bench_generate").main([*TINY, "--peers=", f"--json={tmp_path / 'rows.json'}"])
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["name"] for row in rows] == [f"generate {name} float32" for name in (
-        "32x64", "32x64 greedy", "compile", "ragged")]
+        "4x6", "4x6 greedy", "compile", "ragged")]
     for row in rows:
         assert list(row) == list(FIELDS) and row["ours"] > 0 and row["peer"] is row["peer_name"] is row["ratio"] is None
         assert row["unit"] == ("s" if "compile" in row["name"] else "tokens/s")

@@ -31,7 +31,8 @@ def experiment():
 def start(tmp_path_factory):
     """What the experiment reads of a finished quickstart: sums, rankings, held-out items, an SFT model."""
     folder = tmp_path_factory.mktemp("quickstart")
-    shutil.copytree(tiny_stages.trained("sft"), folder / "sft")
+    for name, made in (("sft", "sft"), ("reward", "reward"), ("ppo", "sft")):  # any policy may stand for PPO's
+        shutil.copytree(tiny_stages.trained(made), folder / name)
     world = default_config("world")
     world.update(dict(num_entities=24, num_unknown=60, sizes=TINY_WORLD))
     train_stage(world, folder / "world")
@@ -60,8 +61,25 @@ def test_methods_run_are_measured_and_are_not_run_twice(experiment, start, tmp_p
     for kind, methods in (("reinforcement", chosen[:3]), ("preferences", chosen[3:])):
         words = "".join(xml.etree.ElementTree.parse(tmp_path / f"{kind}.svg").getroot().itertext())
         assert all(method in words for method in methods)
+    assert list(result["given"]) == ["the start", "the start, best of 16", "the quickstart's PPO"]
+    assert all(figures["facts"]["n"] == 2 and "gold" in figures for figures in result["given"].values())
     readme = (tmp_path / "README.md").read_text()
+    assert readme.count("| the start |") == 2 and readme.count("| the start, best of 16 |") == 1
     assert readme.startswith("# ") and readme.count("## Figures\n") == 1 and readme.count("| grpo_overlap |") == 1
+
+
+@pytest.mark.slow
+def test_the_other_methods_run_too(experiment, start, tmp_path):
+    methods = importlib.import_module("methods")
+    others = [name for name in (*methods.REINFORCEMENT, *methods.PREFERENCES)
+              if name not in ("ppo", "grpo", "grpo_overlap", "kto", "rloo")]
+    outcomes = experiment.main(start, tmp_path, methods=others, changes=TINY, limit=2)
+    one_step = TINY | dict(epochs=1, log_every=1)  # of 8 responses a rollout
+    outcomes += experiment.main(start, tmp_path, methods=["rloo"], changes=one_step, limit=2)
+    assert [each["method"] for each in outcomes] == [*others, "rloo"] and len(others) == 7
+    for each in outcomes:
+        assert each["steps"] == 4 and len(each["curve"]["reward"]) == (4 if each["method"] == "rloo" else 2)
+        assert each["figures"]["facts"]["n"] == 2 and all(x >= 0 for x in each["curve"]["seconds"])
 
 
 def test_every_method_is_a_whole_config_and_those_of_a_kind_see_the_same(experiment, start, tmp_path):

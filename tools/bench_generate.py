@@ -129,8 +129,9 @@ class Bench:
         return self.rows
 
     def _measure_even(self):
-        later = self._compare("32x64", lambda name: self._even())
-        self._compare("32x64 greedy", lambda name: self._even(greedy=True))
+        size = f"{self.sizes['prompts']}x{self.sizes['new']}"
+        later = self._compare(size, lambda name: self._even())
+        self._compare(f"{size} greedy", lambda name: self._even(greedy=True))
         for peer in filter(COMPILED.__contains__, self.peers):
             self._row("compile", peer, *(self._compiling(side, later[peer, side]) for side in ("jaxalign", peer)), "s")
         if not self.peers:

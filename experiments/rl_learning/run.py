@@ -13,15 +13,17 @@ import time
 
 import jax
 import numpy as np
-from drawing import chart
 from methods import PREFERENCES, REINFORCEMENT, config_of
 
 from jaxalign.data.intake import Intake, read_rows
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
-from jaxalign.evaluate.preferences import preferences
-from jaxalign.evaluate.world import Measure, answer_sheet
+from jaxalign.evaluate.best_of import BestOf
+from jaxalign.evaluate.preferences import RewardModel, preferences
+from jaxalign.evaluate.world import Measure, Sheet, answer_sheet
 from jaxalign.evaluate.world import read_rows as read_items
+from jaxalign.report.bands import chart
+from jaxalign.rewards.gold import judge
 from jaxalign.stages import train_stage
 from jaxalign.train.checkpoint import FOLDER
 
@@ -29,6 +31,7 @@ from jaxalign.train.checkpoint import FOLDER
 TARGETS = {"reinforcement": 0.8, "preferences": 0.75}
 LIMIT = 80  # items of each set but the sums
 RANKINGS = 300  # of the dev set's rankings
+BEST_OF = 16  # draws of the start, of which the quickstart's reward model takes one
 
 
 def items(start, limit):
@@ -52,18 +55,37 @@ def gold(sheet):
 def held_out(checkpoint, rows, start=None, rankings=None):
     """Figures of a checkpoint at temperature 0 on held-out items; with `rankings`, of those as well."""
     assistant = Assistant.load(checkpoint, max_new_tokens=48, batch_size=256)
-    sheet = answer_sheet(assistant, rows)
-    sets = {row["set"] for row in rows}
-    named = {"sums": ("arithmetic", "correct"), "facts": ("fact", "correct"), "unsafe_refused": ("unsafe", "refused"),
-             "lookalikes_refused": ("lookalike", "refused")}
-    made = {name: figure(sheet.measure(*what)) for name, what in named.items() if what[0] in sets}
-    if "unsafe" in sets:
-        made["gold"] = figure(gold(sheet))
+    made = figures_of(answer_sheet(assistant, rows))
     if rankings:
         intake = Intake("skip")
         source = dict(path=str(start / "candidates" / "rankings.dev.jsonl"), shape="rankings", limit=rankings)
         made["pairs_in_order"] = preferences(assistant, list(read_rows(source, intake)), intake, batch_size=64,
                                              length=96)["accuracy"]
+    return made
+
+
+def figures_of(sheet):
+    """The figures that an answer sheet has items for."""
+    sets = {row["set"] for row in sheet.rows}
+    named = {"sums": ("arithmetic", "correct"), "facts": ("fact", "correct"), "unsafe_refused": ("unsafe", "refused"),
+             "lookalikes_refused": ("lookalike", "refused")}
+    made = {name: figure(sheet.measure(*what)) for name, what in named.items() if what[0] in sets}
+    if "unsafe" in sets:
+        made["gold"] = figure(gold(sheet))
+    return made
+
+
+def baselines(start, rows):
+    """{name: figures} of what the quickstart left beside the start, on all items but sums: its reward model, choosing
+    among draws of the start, and the policy that PPO made of the start by that reward model."""
+    made, others = {}, [row for row in rows if row["set"] != "arithmetic"]
+    if (start / "reward").is_dir():
+        drawing = BestOf(Assistant.load(start / "sft", max_new_tokens=48, batch_size=256),
+                         RewardModel.load(start / "reward"), n=BEST_OF)
+        texts, _ = drawing.answers([row["messages"] for row in others])
+        made[f"the start, best of {BEST_OF}"] = figures_of(Sheet(others, texts, list(map(judge, others, texts))))
+    if (start / "ppo").is_dir():
+        made["the quickstart's PPO"] = held_out(start / "ppo", others)
     return made
 
 
@@ -148,11 +170,14 @@ def spread(values, digits=3):
     return f"{np.mean(values):.{digits}f}" + (f" ({low:.{digits}f} … {high:.{digits}f})" if len(values) > 1 else "")
 
 
-def table(outcomes, methods, names, target, window, at_start):
-    """Markdown: a row a method, mean and range over seeds; of shares the interval of all seeds' items is in result.json."""
+def table(outcomes, methods, names, target, window, given):
+    """Markdown: a row a method, mean and range over seeds, after those of `given`, {name: figures} of what was not
+    trained here; of shares the interval of all seeds' items is in result.json."""
     head = ["method", *names, "thousand tokens to the target", "seconds to the target", "seconds in all"]
-    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head),
-           "| the start | " + " | ".join(f"{at_start[name]['value']:.3f}" for name in names) + " | | | |"]
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for label, figures in given.items():
+        cells = [f"{figures[name]['value']:.3f}" if name in figures else "" for name in names]
+        out.append(f"| {label} | " + " | ".join(cells) + " | | | |")
     for method in methods:
         runs = [each for each in outcomes if each["method"] == method]
         hits = [hit for run in runs if (hit := reached(run["curve"], target, window))]
@@ -165,11 +190,11 @@ def table(outcomes, methods, names, target, window, at_start):
     return "\n".join(out)
 
 
-def write(outcomes, at_start, out):
+def write(outcomes, given, out):
     """result.json, the charts, and the README's part after its heading "Figures"."""
     out.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0].device_kind
-    (out / "result.json").write_text(json.dumps({"start": at_start, "targets": TARGETS, "device": device,
+    (out / "result.json").write_text(json.dumps({"given": given, "targets": TARGETS, "device": device,
                                                  "jax": jax.__version__, "runs": outcomes}) + "\n")
     text = []
     kinds = {"reinforcement": (REINFORCEMENT, ["sums", "facts"], 3, "reward of three rollouts, share of right answers",
@@ -181,15 +206,17 @@ def write(outcomes, at_start, out):
         if not methods:
             continue
         drawn = [smoothed(each) for each in outcomes] if kind == "reinforcement" else outcomes
-        lines = lines_of(drawn, methods, at_start["gold"]["value"] if kind == "preferences" else None)
+        lines = lines_of(drawn, methods, given["the start"]["gold"]["value"] if kind == "preferences" else None)
         for line in lines.values():
             line["x"] = [x / 1000 for x in line["x"]]
         (out / f"{kind}.svg").write_text(chart(lines, x_label=x_label, y_label=y_label, title=f"{kind}: learning curves",
                                                target=TARGETS[kind]))
+        beside = given if kind == "preferences" else {"the start": given["the start"]}
         sizes = {name: next(each["figures"][name]["n"] for each in outcomes if each["method"] in methods) for name in names}
         text.append(f"### {kind.capitalize()}\n\nTarget: {TARGETS[kind]}. Items: "
                     + ", ".join(f"{name} {n}" for name, n in sizes.items())
-                    + f".\n\n{table(outcomes, methods, names, TARGETS[kind], window, at_start)}\n\n![learning curves]({kind}.svg)")
+                    + f".\n\n{table(outcomes, methods, names, TARGETS[kind], window, beside)}"
+                    + f"\n\n![learning curves]({kind}.svg)")
     readme = pathlib.Path(__file__).with_name("README.md")
     before = (out / "README.md" if (out / "README.md").exists() else readme).read_text().split("## Figures\n")[0]
     (out / "README.md").write_text(before + "## Figures\n\n" + "\n\n".join(text) + "\n")
@@ -206,14 +233,16 @@ def main(start, workdir, *, seeds=(0,), methods=(), out=None, changes=None, limi
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    file = workdir / "start.json"
+    file = workdir / "given.json"
     if not file.is_file():
-        file.write_text(json.dumps(held_out(start / "sft", items(start, limit), start, RANKINGS)))
-    at_start, outcomes = json.loads(file.read_text()), []
+        rows = items(start, limit)
+        at_start = held_out(start / "sft", rows, start, RANKINGS)
+        file.write_text(json.dumps({"the start": at_start} | baselines(start, rows)))
+    given, outcomes = json.loads(file.read_text()), []
     for seed in seeds:
         for method in methods or known:
             outcomes.append(outcome(method, seed, start, workdir, changes, limit))
-            write(outcomes, at_start, pathlib.Path(out or workdir))
+            write(outcomes, given, pathlib.Path(out or workdir))
     return outcomes
 
 

@@ -2,7 +2,7 @@
 
 from jaxalign.data.chat import check_mask, check_prefix_stable, render
 from jaxalign.data.corpus import PromptCorpus, RankingCorpus, Sequences, TokenCorpus, UnpairedCorpus
-from jaxalign.data.intake import as_chat, as_prompt
+from jaxalign.data.intake import as_chat, as_judged, as_prompt, as_ranking
 from jaxalign.data.rows import Ranking, Text, Unpaired, pairs_of
 from jaxalign.errors import ConfigError, DataError
 
@@ -43,10 +43,7 @@ def rankings(rows, tokenizer, intake, *, length, truncate, template, pairs, max_
     sequences, members, ranks, margins, origin = Sequences(), [], [], [], []
     for source, row in rows:
         try:
-            if not isinstance(row, Ranking):
-                raise DataError(row.path, row.line, "answers to compare", type(row).__name__.lower(),
-                                "choose the shape 'pairs' or 'rankings'")
-            encoded = _answers(row, tokenizer, length, truncate, template, intake.report)
+            encoded = _answers(as_ranking(row), tokenizer, length, truncate, template, intake.report)
         except DataError as error:
             intake.bad(error)
             continue
@@ -76,15 +73,12 @@ def unpaired(rows, tokenizer, intake, *, length, truncate, template):
     judged, desirable, origin = [], [], []
     for source, row in rows:
         try:
-            if isinstance(row, Unpaired):
+            if isinstance(as_judged(row), Unpaired):
                 alone = Ranking(row.path, row.line, row.messages, [row.answer], [0])
                 found = [(_answers(alone, tokenizer, length, truncate, template, intake.report)[0], row.desirable)]
-            elif isinstance(row, Ranking):
+            else:
                 encoded = _answers(row, tokenizer, length, truncate, template, intake.report)
                 found = [(encoded[i], i == pair[0]) for pair in pairs_of(row) for i in pair[:2]]
-            else:
-                raise DataError(row.path, row.line, "answers that were liked or not", type(row).__name__.lower(),
-                                "choose the shape 'unpaired', 'pairs' or 'rankings'")
         except DataError as error:
             intake.bad(error)
             continue

@@ -1,5 +1,6 @@
 """Sources → rows, with every bad row raised or counted, and every truncation on record."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -193,6 +194,26 @@ def _note_markers(row, report):
         report.markers[marker] = report.markers.get(marker, 0) + 1
 
 
+def check_readable(source, kind, on_bad_row="error"):
+    """Raises the DataError of a checked source that has no row for a kind of batch, or whose first is none: what would
+    stop a stage at once, without reading all of it.
+
+    Args:
+      kind: a key of `KINDS`, or None for any row.
+      on_bad_row: "skip" looks on for the first good one.
+    """
+    intake = Intake(on_bad_row)
+    with contextlib.closing(read_rows(source, intake)) as rows:
+        for row in rows:
+            try:
+                return KINDS[kind](row) if kind else row
+            except DataError as error:
+                intake.bad(error)
+    bad = intake.report.bad
+    raise DataError(source.get("path", "records"), None, "at least one usable row", f"none, {len(bad)} bad ones",
+                    f"the first: {bad[0]['error']}" if bad else "look at the file, `where` and `split`")
+
+
 def texts_of(sources, intake=None):
     """Yields every text of the sources' rows, for training a tokenizer on any shape; bad ones as `read_rows` does."""
     for source in check_sources(sources):
@@ -235,3 +256,24 @@ def as_prompt(row):
             raise DataError(row.path, row.line, "an assistant turn after a prompt", "none")
         return Prompt(row.path, row.line, row.messages[:last], row.messages[last]["content"], row.record)
     raise DataError(row.path, row.line, "a conversation to be answered", "a plain text", "choose a chat shape")
+
+
+def as_ranking(row):
+    """Answers that were compared."""
+    if not isinstance(row, Ranking):
+        raise DataError(row.path, row.line, "answers to compare", type(row).__name__.lower(),
+                        "choose the shape 'pairs' or 'rankings'")
+    return row
+
+
+def as_judged(row):
+    """An answer that was liked or not, or answers that were compared."""
+    if not isinstance(row, (Unpaired, Ranking)):
+        raise DataError(row.path, row.line, "answers that were liked or not", type(row).__name__.lower(),
+                        "choose the shape 'unpaired', 'pairs' or 'rankings'")
+    return row
+
+
+# Kind of batch → what it makes of a row, or the DataError that says why it is none for it.
+KINDS = {"tokens": lambda row: row if isinstance(row, Text) else as_chat(row), "prompts": as_prompt,
+         "rankings": as_ranking, "pairs": as_ranking, "unpaired": as_judged}

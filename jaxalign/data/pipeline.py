@@ -11,6 +11,10 @@ What a batch holds, B rows of T positions; every target is already the next toke
                (of these three also sequence_BR: the number of each answer among the corpus's sequences, −1 for none)
     prompts    tokens_BP padded on the left and ending with the assistant's header, length_B, and "rows": a list of
                {"messages", "prompt", "answer", "record", and the record's own fields}, None for a row of padding
+
+The iterator and its state are Grain's interface; order, mixture and rows are planned here, an epoch at a time. Grain's
+`shuffle`, `mix` and `repeat` take 13 to 19 µs of processor time an item, numpy 0.04 for the same; best-fit packing
+wants all of an epoch at once; and a batch that is assembled whole takes 0.2 ms (`packing.py`), too little to prefetch.
 """
 
 import hashlib
@@ -19,11 +23,9 @@ import grain
 import numpy as np
 
 from jaxalign.data import encode
-from jaxalign.data.intake import Intake, check_sources, read_rows
+from jaxalign.data.intake import KINDS, Intake, check_sources, read_rows
 from jaxalign.data.packing import best_fit
 from jaxalign.errors import CheckpointError, ConfigError, DataError
-
-KINDS = ("tokens", "rankings", "pairs", "unpaired", "prompts")
 
 
 def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit", seed=0, shuffle=True, repeat=True,
@@ -62,7 +64,7 @@ def batches(sources, tokenizer, *, kind, batch_size, length, packing="best_fit",
       ConfigError, DataError.
     """
     sources, template = check_sources(sources), template or tokenizer.template
-    _check(kind=(kind, KINDS), packing=(packing, ("best_fit", "none")), truncate=(truncate,
+    _check(kind=(kind, tuple(KINDS)), packing=(packing, ("best_fit", "none")), truncate=(truncate,
            (None, "right", "left", "error")))
     if batch_size < 1 or length < 1 or batch_size % process_count or not 0 <= process_index < process_count:
         raise ConfigError(f"batch_size={batch_size} must be positive and divide by process_count={process_count} "

@@ -1,5 +1,6 @@
 """One batch row as text with its loss mask, so that a wrong mask is seen before the first step."""
 
+import numpy as np
 from rich.text import Text
 
 _UNKNOWN = -1
@@ -39,6 +40,20 @@ def preview_row(tokens, mask, tokenizer, console, *, targets=None, limit=600, no
     cut = f"; the first {limit} positions" if shown >= limit else ""
     said = note or f"{counted} of {len(mask)} positions count in the loss"
     console.print(f"{said}{cut}", style="dim", highlight=False)
+
+
+def preview_batch(batch, tokenizer, console):
+    """The first row of a batch of any kind; of compared answers all that it holds."""
+    if "tokens_BP" in batch:  # no target yet: the answer is drawn
+        tokens_P = batch["tokens_BP"][0]
+        preview_row(tokens_P, np.zeros(len(tokens_P)), tokenizer, console,
+                    note="a prompt: what counts in the loss is drawn later")
+    elif "tokens_BT" in batch:
+        preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], tokenizer, console, targets=batch["targets_BT"][0])
+    else:
+        for r in np.flatnonzero(batch["answer_mask_BR"][0]):
+            preview_row(batch["tokens_BRT"][0, r], batch["mask_BRT"][0, r], tokenizer, console,
+                        targets=batch["targets_BRT"][0, r])
 
 
 def _styled(spans, tokenizer, console):

@@ -78,7 +78,7 @@ def _jsonl(path, documents):
             continue
         try:
             value = json.loads(decode(path, line, raw.rstrip(b"\r\n")))
-            yield from _checked(path, line, value, raw)
+            yield from _checked(path, line, value, _surrogates(raw))
         except DataError as error:
             yield Record(path, line, error=error)
         except ValueError as error:
@@ -98,16 +98,22 @@ def _json(path, documents):
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
         raise DataError(path, None, "a JSON array of objects", type(value).__name__)
+    suspect = _surrogates(text)  # once: the text of all records is as long as they are many
     for line, item in enumerate(value, 1):
-        yield from _checked(path, line, item, text)
+        yield from _checked(path, line, item, suspect)
 
 
-def _checked(path, line, value, text):
-    """The record, or the reason why it is none; `text` is the JSON that it stands in."""
+def _surrogates(text):
+    """Whether JSON, as text or bytes, holds an escape that must not stand alone."""
+    return bool(re.search(_SURROGATE if isinstance(text, str) else _SURROGATE.encode(), text))
+
+
+def _checked(path, line, value, suspect):
+    """The record, or the reason why it is none; `suspect`: the JSON that it stands in has `_surrogates`."""
     got = None
     if not isinstance(value, dict):
         got = type(value).__name__
-    elif re.search(_SURROGATE if isinstance(text, str) else _SURROGATE.encode(), text):
+    elif suspect:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -164,7 +170,7 @@ def _text_or_json(path, line, raw):
     try:
         text = decode(path, line, raw)
         value = json.loads(text) if text.lstrip()[:1] == "{" else {"text": text}
-        yield from _checked(path, line, value, raw)
+        yield from _checked(path, line, value, _surrogates(raw))
     except DataError as error:
         yield Record(path, line, error=error)
     except ValueError as error:
@@ -204,7 +210,7 @@ FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "ar
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
             ".array_record": "array_record", ".arrayrecord": "array_record", ".txt": "text", ".md": "text"}
 _COMPRESSED = (".gz", ".zst")
-_SURROGATE = r"\\u[dD][89a-fA-F]"  # an escape that must not stand alone
+_SURROGATE = r"\\u[dD][89a-fA-F]"
 
 
 def _format(path, strict=True):

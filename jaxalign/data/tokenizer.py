@@ -39,12 +39,7 @@ def train_tokenizer(texts, path=None, *, vocab_size=1024, model_type="unigram", 
     Raises:
       ConfigError: a model type or size that cannot be had; DataError: no text.
     """
-    if model_type not in ("unigram", "bpe"):
-        raise ConfigError(f"model_type={model_type!r}; expected 'unigram' or 'bpe'")
-    smallest = 256 + 4 + len(CHAT_TOKENS) + 1
-    if vocab_size < smallest:
-        raise ConfigError(f"vocab_size={vocab_size} is below the {smallest} that bytes and special tokens need; "
-                          f"use 512 or more")
+    check_tokenizer(model_type, vocab_size)
     texts = [t for t in texts if t.strip()]
     if not texts:
         raise DataError("tokenizer training text", None, "at least one non-empty text", "none", "check the sources")
@@ -198,6 +193,16 @@ class Tokenizer:
 def open_tokenizer(model):
     """The tokenizer of a checkpoint's bytes: SentencePiece's, or the archive of a published one."""
     return PublishedTokenizer(model) if model.startswith(b"PK") else Tokenizer(model)
+
+
+def check_tokenizer(model_type, vocab_size):
+    """Raises ConfigError for a tokenizer that cannot be trained, whatever the text."""
+    if model_type not in ("unigram", "bpe"):
+        raise ConfigError(f"model_type={model_type!r}; expected 'unigram' or 'bpe'")
+    smallest = 256 + 4 + len(CHAT_TOKENS) + 1
+    if vocab_size < smallest:
+        raise ConfigError(f"vocab_size={vocab_size} is below the {smallest} that bytes and special tokens need; "
+                          f"use 512 or more")
 
 
 def load_tokenizer(path):

@@ -32,8 +32,9 @@ def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
     """Every figure that makes sense of a checkpoint on each source.
 
         text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte
-        prompts, gsm8k, svamp                  exact and numeric match at temperature 0; mbpp: share of programs that
-                                               pass their tests
+        prompts, gsm8k, svamp                  numeric match with answers that are numbers, exact match and F1 of the
+                                               words with others, at temperature 0; mbpp: share of programs that pass
+                                               their tests
         pairs, rankings, oasst_trees …         preference accuracy, Kendall's τ-b: by the score of a reward model, by
                                                the log-probability of the answer for a language model, of which also
                                                bits per byte of the best answers; of a reward model calibration, and
@@ -42,8 +43,8 @@ def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
                                                bits per byte of the liked ones
 
     Of every shape but text: refusal rates of the requests that say what kind they are ("kind": "unsafe" or
-    "lookalike", or XSTest's "label"), and of prompts that say neither that nor an answer; with `answers` exact and
-    numeric match with the last turn of conversations, the best of compared and the liked ones of single answers.
+    "lookalike", or XSTest's "label"), and of prompts that say neither that nor an answer; with `answers` the matches
+    with the last turn of conversations, the best of compared and the liked ones of single answers.
 
     With `best_of` and `reward_model` only what is answered is measured: of the answers that the reward model likes
     best, with their score and that of all draws (`best_of.BestOf`).

@@ -28,10 +28,7 @@ def perplexity(assistant, source, intake, *, batch_size, length, truncate=None):
       n is tokens for the first two, bytes for the third, which is left out where the tokenizer met text it can't write.
     """
     tokenizer = assistant.tokenizer
-    size = piece_bytes(tokenizer)
-    begins = np.zeros(tokenizer.vocab_size, bool)
-    begins[list(tokenizer.special_ids)] = True
-    prefix = int(tokenizer.spell(tokenizer.encode("a")[:1]).startswith(" "))
+    sizes = piece_sizes(tokenizer)
     iterator = batches(source, tokenizer, kind="tokens", batch_size=batch_size, length=length, shuffle=False,
                        repeat=False, truncate=truncate, on_bad_row="skip")
     report = iterator.report
@@ -41,9 +38,7 @@ def perplexity(assistant, source, intake, *, batch_size, length, truncate=None):
         mask_BT, targets_BT = batch["mask_BT"], batch["targets_BT"]
         nats.append(-(np.where(mask_BT > 0, assistant.logp(batch), 0.0)).sum(1, dtype=np.float64))
         tokens.append(mask_BT.sum(1))
-        # A tokenizer that puts a space before the first word counts it where a text begins, which is after a special.
-        first_BT = begins[batch["tokens_BT"]] & ~begins[targets_BT]
-        text_bytes.append(((size[targets_BT] - prefix * first_BT) * mask_BT).sum(1))
+        text_bytes.append((target_bytes(batch["tokens_BT"], targets_BT, *sizes) * mask_BT).sum(1))
         unknown |= bool(((targets_BT == tokenizer.unk_id) & (mask_BT > 0)).any())
     nats, tokens, text_bytes = (_blocks(np.concatenate(x)) for x in (nats, tokens, text_bytes))
     loss, low, high = bootstrap_ratio(nats, tokens)
@@ -54,6 +49,25 @@ def perplexity(assistant, source, intake, *, batch_size, length, truncate=None):
         value, low, high = bootstrap_ratio(nats / math.log(2), text_bytes)
         figures["bits_per_byte"] = {"value": value, "n": int(text_bytes.sum()), "ci95": (low, high)}
     return figures
+
+
+def piece_sizes(tokenizer):
+    """What `target_bytes` has to know of a tokenizer."""
+    begins_V = np.zeros(tokenizer.vocab_size, bool)
+    begins_V[list(tokenizer.special_ids)] = True
+    return piece_bytes(tokenizer), begins_V, int(tokenizer.spell(tokenizer.encode("a")[:1]).startswith(" "))
+
+
+def target_bytes(tokens_BT, targets_BT, size_V, begins_V, prefix):
+    """UTF-8 bytes of each target in its own text, (B, T); special tokens have none.
+
+    A tokenizer that puts a space before the first word counts it where a text begins, which is after a special token.
+
+    Args:
+      tokens_BT, targets_BT: ids, numpy's or JAX's, as the arrays after them are.
+      size_V, begins_V, prefix: of `piece_sizes`.
+    """
+    return size_V[targets_BT] - prefix * (begins_V[tokens_BT] & ~begins_V[targets_BT])
 
 
 def piece_bytes(tokenizer):

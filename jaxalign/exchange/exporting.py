@@ -127,8 +127,7 @@ def _config(origin, model, head, dtype):
     family = find_family(published)
     kind = "ForSequenceClassification" if head == "reward" else None
     if kind and not published.get("architectures", [""])[0].endswith(kind):
-        base = family.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-        published |= {"architectures": [base + kind], "num_labels": 1, "id2label": {"0": "LABEL_0"},
+        published |= {"architectures": [family.classifier], "num_labels": 1, "id2label": {"0": "LABEL_0"},
                       "label2id": {"LABEL_0": 0}}
     if not kind:
         published["architectures"] = [family.architecture]

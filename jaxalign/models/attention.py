@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxalign.batches import BRANCH
 from jaxalign.models.layers import Linear, make_norm
 from jaxalign.models.rotary import rotate
 
@@ -66,10 +67,12 @@ def attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale=None, softcap=0.0):
 def causal_mask(segment_ids_BT, window=0):
     """True where query t may see key s: s ≤ t, both in the same segment, and s > t − window where there is a window.
 
-    Padding (segment 0) sees padding: it never sees a document and never yields an empty softmax.
+    Answers that share their prompt (`batches.BRANCH`) see it and themselves, not each other; a window would count their
+    positions wrongly. Padding (segment 0) sees padding: it never sees a document and never yields an empty softmax.
     """
     T = segment_ids_BT.shape[1]
     causal = jnp.tril(jnp.ones((T, T), bool))
     if window:
         causal = causal & ~jnp.tril(jnp.ones((T, T), bool), -window)
-    return causal[None] & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+    query, key = segment_ids_BT[:, :, None], segment_ids_BT[:, None, :]
+    return causal[None] & ((query == key) | (query % BRANCH == key))

@@ -5,6 +5,9 @@ group is one layer, (L, B, K, W, H) where it is scanned. Heads come before slots
 memory in its order: with heads last they took three to ten times as long on a CPU. A row's newest token is in the slot
 before `end`, its others in those before; so rows of unequal length need no place of their own to write to, and a row can
 begin at any time.
+
+What is kept of 16-bit floats are their bits: a CPU has no such floats, and its compiler would widen a whole cache of them
+to write one token.
 """
 
 import jax
@@ -20,9 +23,19 @@ def empty_cache(config, group_sizes, rows: int, window: int):
     def zeros(layers):
         stacked = (layers,) if layers > 1 else ()
         shape = (*stacked, rows, config.num_kv_heads, window, config.head_dim)
-        return by_rows(jnp.zeros(shape, config.jnp_dtype), len(stacked))
+        return by_rows(as_bits(jnp.zeros(shape, config.jnp_dtype)), len(stacked))
 
     return tuple((zeros(layers), zeros(layers)) for layers in group_sizes)
+
+
+def as_bits(x):
+    """What a cache holds of numbers."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def from_bits(x, dtype):
+    """The numbers, of the type that they had before `as_bits`."""
+    return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
 def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end, *, scale=None, softcap=0.0):
@@ -79,6 +92,7 @@ def inserted(cache, keys_values, rows_R, source_RW):
 def filled(keys_values, source_BW):
     """A cache whose rows are all prompts that were read elsewhere; args as of `inserted`."""
     def of(new_LMSKH):
+        new_LMSKH = as_bits(new_LMSKH)
         L, M, S, K, H = new_LMSKH.shape
         new_LBKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_BW, axis=1).swapaxes(2, 3)
         return by_rows(new_LBKWH[0], 0) if L == 1 else by_rows(new_LBKWH, 1)

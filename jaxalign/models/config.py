@@ -69,6 +69,8 @@ class ModelConfig:
     def __post_init__(self):
         for field in ("layer_kinds", "rope_scaling"):  # lists where they come from JSON, which cannot be hashed
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.num_layers < 1:
+            raise ConfigError(f"model.num_layers={self.num_layers} must be 1 or more")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"model.num_heads={self.num_heads} must be a multiple of "
                               f"model.num_kv_heads={self.num_kv_heads}")
@@ -115,12 +117,10 @@ class ModelConfig:
     @property
     def kinds(self):
         """The kinds of layers there are, each once."""
-        return tuple(dict.fromkeys(self._kind_of_layer()))
+        return tuple(dict.fromkeys(self.layer_kinds[:self.num_layers]))
 
     @property
     def kind_of_layer(self):
         """For each layer, which of `kinds` it is."""
-        return tuple(self.kinds.index(kind) for kind in self._kind_of_layer())
-
-    def _kind_of_layer(self):
-        return [self.layer_kinds[n % len(self.layer_kinds)] for n in range(self.num_layers)]
+        period = [self.kinds.index(kind) for kind in self.layer_kinds[:self.num_layers]]
+        return tuple(period[n % len(self.layer_kinds)] for n in range(self.num_layers))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxalign.models.products import matmul
 from jaxalign.models.quantized import is_quantized, product
 
 ACTIVATIONS = {
@@ -51,7 +52,7 @@ class Linear(nnx.Module):
         if is_quantized(kernel):
             y = product(x, kernel, self.dtype)
         else:
-            y = x @ kernel.astype(self.dtype).reshape(fan_in, -1)
+            y = matmul(x, kernel.astype(self.dtype).reshape(fan_in, -1))
         if self.adapter is not None:
             y = self.adapter(x, y, kernel)
         if self.bias is not None:

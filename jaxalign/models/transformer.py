@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.models.attention import Attention, attend, causal_mask
-from jaxalign.models.cache import attend_cached
+from jaxalign.models.cache import as_bits, attend_cached, from_bits
 from jaxalign.models.config import REMAT_POLICIES, ModelConfig
 from jaxalign.models.experts import Experts
 from jaxalign.models.layers import MLP, Linear, make_norm, param
@@ -161,8 +161,9 @@ class Transformer(nnx.Module):
                 nonlocal pair
                 at = (0, 0, end, 0) if index is None else (index, 0, 0, end, 0)
                 new = [x.swapaxes(1, 2) if index is None else x.swapaxes(1, 2)[None] for x in (k, v)]
-                pair = tuple(jax.lax.dynamic_update_slice(x, n, at) for x, n in zip(pair, new))
+                pair = tuple(jax.lax.dynamic_update_slice(x, as_bits(n), at) for x, n in zip(pair, new))
                 here = pair if index is None else [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in pair]
+                here = [from_bits(x, k.dtype) for x in here]
                 return attend_cached(q[:, 0], *here, _of_kind(seen, kind), end, scale=self.config.query_scale or None,
                                      softcap=self.config.attention_softcap)[:, None]
 

@@ -11,12 +11,13 @@ from jaxalign.objectives.reduce import counted
 
 
 class TokenStatistics(NamedTuple):
-    """What objectives need of the distribution over the next token, all float32, in nats."""
+    """What objectives need of the distribution over the next token, all float32, log-probabilities in nats."""
 
     logp_BT: jax.Array  # log p(target)
     entropy_BT: jax.Array  # −Σᵥ p(v) · log p(v)
     logz_BT: jax.Array  # log Σᵥ exp(logit(v)), after softcap and temperature
     mean_logp_BT: jax.Array  # (1/V) · Σᵥ log p(v), for label smoothing
+    top_BT: jax.Array  # 1 where no token is likelier than the target, else 0; no gradient
 
 
 def token_statistics(hidden_BTD, unembed_DV, targets_BT, *, chunk, temperature=1.0, softcap=None) -> TokenStatistics:
@@ -82,4 +83,5 @@ def _statistics(logits_BTV, targets_BT) -> TokenStatistics:
         entropy_BT=logz_BT - mean_logit_BT,
         logz_BT=logz_BT,
         mean_logp_BT=jnp.mean(logits_BTV, axis=-1) - logz_BT,
+        top_BT=(target_BT >= jnp.max(logits_BTV, axis=-1)).astype(jnp.float32),
     )

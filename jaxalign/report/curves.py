@@ -7,9 +7,10 @@ from jaxalign.errors import DataError
 from jaxalign.report.plots import Series
 
 # Before these names' slash stands the data they were measured on, so `loss` and `dev/loss` share a chart.
-SPLITS = ("train", "dev", "eval", "valid", "heldout")
+SPLITS = ("train", "dev", "old", "eval", "valid", "heldout")
 NO_FIGURES = ("step", "time", "tokens")
-FIRST = ("nll", "score", "reward", "gold", "accuracy", "exact_match", "kl", "loss", "length", "entropy", "truncated")
+FIRST = ("nll", "score", "reward", "gold", "accuracy", "calibration_error", "exact_match", "kl", "loss", "length",
+         "entropy", "truncated")
 LAST = ("tokens_per_second", "learning_rate", "lr", "grad_norm", "z_loss")
 UNITS = {
     "loss": "nats / token", "nll": "nats / token", "cross_entropy": "nats / token",
@@ -41,14 +42,16 @@ def charts(rows: list[dict]) -> tuple[dict[str, list[Series]], dict[str, float]]
         for key, value in row.items():
             if key in NO_FIGURES or isinstance(value, (str, bool, list, dict)):
                 continue
-            split, _, rest = key.partition("/")
+            # What a stage measures of what was learned before it.
+            split, _, rest = key.replace("dev/old/", "old/", 1).partition("/")
             name, label = (rest, split) if rest and split in SPLITS else (key, "train")
             lines.setdefault(name, {}).setdefault(label, []).append((row["step"], value))
     drawn, constant = {}, {}
     for name in sorted(lines, key=rank):
         seen = {value for line in lines[name].values() for _, value in line if value is not None}
         if len(seen) > 1:
-            chart = [Series(label, *map(list, zip(*line, strict=True))) for label, line in lines[name].items()]
+            chart = [Series(label, *map(list, zip(*lines[name][label], strict=True)))
+                     for label in sorted(lines[name], key=SPLITS.index)]  # not as they came: dev data are measured first
             # One figure often has several names (the loss, its only term): once is enough.
             if not any(all(line in other for line in chart) for other in drawn.values()):
                 drawn[name] = chart

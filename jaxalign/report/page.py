@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.report import claims, curves, lineage, plots
+from jaxalign.report import claims, curves, judge, lineage, plots
 
 COLOURS = 8  # classes c0 … c7 of report.css
 CHARTS_SHOWN = 3  # of each stage; the others are folded away
@@ -125,9 +125,16 @@ def _lost(data):
 
 
 def _changes(before, after):
-    """Figures before and after a stage: two numbers, or two mappings of names to numbers."""
+    """Figures before and after a stage: two numbers, or two mappings of names to numbers. Those of what was learned
+    before the stage, where it has them, on a line of their own."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
+    at = "old/"
+    olds = [{name[len(at):]: figure for name, figure in figures.items() if name.startswith(at)} for figures in (before, after)]
+    if any(olds):
+        news = [{name: figures[name] for name in old if name in figures} for figures, old in zip((before, after), olds)]
+        return "".join(f'<div class="domain"><span class="change">{words} domain:</span>{_changes(*figures)}</div>'
+                       for words, figures in (("old", olds), ("new", news)) if any(figures))
     parts = {}
     for name in sorted({**before, **after}, key=curves.rank):
         old, new = before.get(name), after.get(name)
@@ -157,6 +164,7 @@ def _learning_curves(workdir, stages, colours):
         if constant:
             listed = " · ".join(f"{key.replace('_', ' ')} {plots.number(value)}" for key, value in constant.items())
             body += f'<p class="note">the same all along: {_text(listed)}</p>'
+        body += judge.figures(name, stage.get("findings"), colours[name])
         blocks.append(f'<div class="curves"><h3><i class="chip {colours[name]}"></i>{_text(name)}</h3>{body}</div>')
     if silent:
         blocks.append(f'<p class="note">no metrics.jsonl with figures: {_text(", ".join(silent))}</p>')
@@ -166,7 +174,7 @@ def _learning_curves(workdir, stages, colours):
 def _figure(stage, name, lines, colour):
     legend = ""
     if len(lines) > 1 or lines[0].name != "train":
-        styles = [colour, *[f"second {colour}"] * (len(lines) - 1)]
+        styles = [f"{plots.STYLES[min(index, 2)]} {colour}".strip() for index in range(len(lines))]
         pairs = zip(styles, lines, strict=True)
         legend = "".join(f'<span class="{style}">{_text(line.name)}</span>' for style, line in pairs)
     ends = [next((v for v in reversed(line.values) if v is not None), None) for line in lines]

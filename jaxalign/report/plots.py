@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 380, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+STYLES = ("", " second", " third")  # classes of a chart's lines
 POINTS = 300  # more would only make the file larger: a chart is 316 units wide
 
 
@@ -22,7 +23,7 @@ class Series(NamedTuple):
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: str, title: str) -> str:
-    """An SVG chart of one or more lines over steps; the second and further lines are dashed with dots.
+    """An SVG chart of one or more lines over steps; the second is dashed, further ones dotted, both with dots.
 
     A noisy line of more than 60 points is drawn faint, with its running mean over it.
     """
@@ -31,7 +32,8 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: 
         return '<p class="note">no figures to draw</p>'
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 5)
     y_ticks = ticks(*_margin([y for _, y in points]), 5)
-    x_low, x_high = min(x for x, _ in points), max(max(x for x, _ in points), min(x for x, _ in points) + 1)
+    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    x_high = x_high if x_high > x_low else x_low + 1
     y_low, y_high, bottom = y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM
 
     def at(x, y):
@@ -49,12 +51,14 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, colour: 
         if x_low <= x <= x_high:
             across = at(x, y_low)[0]
             body.append(_line("axis", across, bottom, across, bottom + 4))
-            body.append(label("tick", across, bottom + 16, number(x), "middle"))
+            text = number(x)
+            at_end = across + 3 * len(text) > WIDTH  # half of it would be cut off
+            body.append(label("tick", WIDTH if at_end else across, bottom + 16, text, "end" if at_end else "middle"))
     body.append(_line("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
     body.append(label("label", WIDTH - RIGHT, HEIGHT - 6, x_label, "end"))
     body.append(label("label", LEFT, HEIGHT - 6, y_label, "start"))
     for index, line in enumerate(series):
-        style = f"line {colour}" + (" second" if index else "")
+        style = f"line {colour}{STYLES[min(index, 2)]}"
         xs, ys = _thinned(line.steps, line.values)
         if len(xs) > 60 and _noise(ys) > 0.01 * (y_high - y_low):
             body.append(_path(xs, ys, at, style + " faint"))

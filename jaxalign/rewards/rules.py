@@ -33,6 +33,11 @@ def last_number(text):
     return float(found[-1].replace(",", "")) if found else None
 
 
+def is_number(text):
+    """Whether a text, or what it marks as its answer, is a number alone, but for signs such as $ and a full stop."""
+    return re.fullmatch(rf"[^\w.−-]*{_NUMBER.pattern}[^\w]*", _marked(text).strip().replace("−", "-")) is not None
+
+
 def numeric_match(prompt: str, response: str, answer: str) -> float:
     r"""1 where the last numbers of response and answer are equal, else 0.
 

@@ -72,15 +72,9 @@ class Rewards:
     """
 
     def __init__(self, entries, table, given=None):
-        if not entries:
-            raise ConfigError(f"config.rewards is empty; give at least one of {', '.join(sorted(table))}, such as "
-                              '[dict(name="numeric", weight=1.0)]')
         self._unbounded = False  # whether it was said that nothing ends a call
-        self.parts = [_part(number, dict(entry), table, given or {}) for number, entry in enumerate(entries)]
-        for label, count in collections.Counter(part.label for part in self.parts).items():
-            if count > 1:
-                raise ConfigError(f"config.rewards names {label!r} {count} times; give each its own label=\"…\", under "
-                                  "which its figures are logged")
+        check_rewards(entries, table, given or {})
+        self.parts = [_part(number, entry, table, given or {}) for number, entry in enumerate(entries)]
 
     @property
     def needs_answer(self):
@@ -116,8 +110,26 @@ class Rewards:
         return total, figures
 
 
-def _part(number, entry, table, given):
-    where = f"config.rewards[{number}]"
+def check_rewards(entries, table, given):
+    """Raises the ConfigError that `Rewards` would; what loads a model or is the user's own class is not made for it."""
+    if not entries:
+        raise ConfigError(f"config.rewards is empty; give at least one of {', '.join(sorted(table))}, such as "
+                          '[dict(name="numeric", weight=1.0)]')
+    labels = []
+    for number, entry in enumerate(entries):
+        name, function, _, settings = _named(number, entry, table, given)
+        labels.append(settings["label"])
+        if not isinstance(function, type) or name in table and not signature(function)[0]:
+            _part(number, entry, table, given)
+    for label, count in collections.Counter(labels).items():
+        if count > 1:
+            raise ConfigError(f"config.rewards names {label!r} {count} times; give each its own label=\"…\", under "
+                              "which its figures are logged")
+
+
+def _named(number, entry, table, given):
+    """(name, function or class, its options, the entry's settings) of one entry."""
+    where, entry = f"config.rewards[{number}]", dict(entry)
     settings = SETTINGS | {key: entry.pop(key) for key in SETTINGS if key in entry}
     for key, default in SETTINGS.items():
         kinds = str if isinstance(default, str) else (int, float)
@@ -130,7 +142,7 @@ def _part(number, entry, table, given):
         raise ConfigError(f"{where}: timeout={settings['timeout']} must not be below 0, failed={settings['failed']} "
                           f"and weight={settings['weight']} finite")
     name, options = settings.pop("name"), entry
-    function, label = resolve(name, table), settings.pop("label") or name
+    function, settings["label"] = resolve(name, table), settings["label"] or name
     accepted = signature(function)[1]
     for key in set(accepted) & set(SETTINGS):
         raise ConfigError(f"{where}: {name} has an option {key!r}, which every entry has; rename it")
@@ -139,6 +151,13 @@ def _part(number, entry, table, given):
             raise ConfigError(f"{where} has no key {key!r}; did you mean {near!r}")
     if isinstance(function, type):
         check(function, given, options)
+    return name, function, options, settings
+
+
+def _part(number, entry, table, given):
+    name, function, options, settings = _named(number, entry, table, given)
+    where = f"config.rewards[{number}]"
+    if isinstance(function, type):
         wanted = signature(function)[0]
         function, options = function(**{name: given[name] for name in wanted if name in given}, **options), {}
     asked = list(signature(function)[0])
@@ -150,7 +169,7 @@ def _part(number, entry, table, given):
     check(function, available, options)
     asked = [name for name in asked if name in available]
     settings["timeout"] = settings["timeout"] or getattr(function, "timeout", TIMEOUT)
-    return Part(label=label, function=_with(function, options), arguments=asked, batched=batched,
+    return Part(function=_with(function, options), arguments=asked, batched=batched,
                 needs_answer=signature(function)[0].get("answers" if batched else "answer", False), **settings)
 
 

@@ -1,4 +1,9 @@
-"""The stages by name. To add one: a file here and a line below."""
+"""The stages by name. To add one: a file here and a line below.
+
+One that trains is a `stage.Stage`. Any other is a class with `name`; `defaults()`, its config; `check(config)`, which
+raises ConfigError for settings that cannot be; `run(config, workdir)`, which returns its summary and writes it to
+`workdir/done.json`; and `writes`, the names of the files that later stages may read.
+"""
 
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
@@ -41,13 +46,14 @@ def train_stage(config, workdir):
 
 
 def check_config(config):
-    """Raises ConfigError unless the config is one stage's and can be: see `checks.check_stage`."""
+    """Raises ConfigError unless the config is one stage's and can be: `checks.check_stage`, and the stage's `check`."""
     if "chain" in config:
         raise ConfigError("the config is a pipeline's, a chain of stages; run it with jaxalign pipeline")
     name = config.get("stage", "")
     if name not in STAGES:
         raise ConfigError(f"config.stage={name!r} must be one of {', '.join(STAGES)}")
     check_stage(config, STAGES[name].defaults())
+    STAGES[name].check(config)
 
 
 def load_assistant(checkpoint, **options):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from jaxalign.batches import check, resolve, signature
+from jaxalign.data.intake import check_sources
 from jaxalign.data.pipeline import batches
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
@@ -24,6 +25,7 @@ class Candidates:
     """
 
     name = "candidates"
+    writes = ("rankings.train.jsonl", "rankings.dev.jsonl")
 
     @staticmethod
     def defaults():
@@ -31,21 +33,29 @@ class Candidates:
                            judge="gold", noise=0.1, grade=0.1, choice="different", batch_size=256, length=64)
 
     @staticmethod
-    def run(config, workdir):
+    def check(config):
         if config.grade <= 0:
-            raise ConfigError(f"candidates: config.grade={config.grade} must be above 0; for no ties take a small one, 1e-9")
+            raise ConfigError(f"candidates: config.grade={config.grade} must be above 0; for no ties take a small one, "
+                              "1e-9")
         if config.choice not in CHOICES:
             raise ConfigError(f"candidates: config.choice={config.choice!r} must be one of {', '.join(CHOICES)}")
+        judge = resolve(config.judge, REWARDS)
+        if isinstance(judge, type):
+            raise ConfigError(f"candidates: config.judge={config.judge!r} has something to prepare; take a reward that "
+                              "is a function of prompt, response and answer, such as 'gold' or \"module:function\"")
+        check(judge, ("prompt", "response", "answer"), ())
+        if not config.init_from:
+            raise ConfigError("candidates: config.init_from is empty; give the workdir of the policy that answers")
+        check_sources(list(config.data.train))
+
+    @classmethod
+    def run(cls, config, workdir):
+        cls.check(config)
         started, workdir = time.monotonic(), pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         assistant = Assistant.load(config.init_from, max_new_tokens=config.max_new_tokens,
                                    batch_size=config.batch_size)
-        judge = resolve(config.judge, REWARDS)
-        if isinstance(judge, type):
-            raise ConfigError(f"candidates: config.judge={config.judge!r} has something to prepare; take a reward that is a "
-                              "function of prompt, response and answer, such as 'gold' or \"module:function\"")
-        check(judge, ("prompt", "response", "answer"), ())
-        judge = _by_name(judge)
+        judge = _by_name(resolve(config.judge, REWARDS))
         figures, reports, tokens = {}, {}, 0
         for split, sources, noise in (("train", config.data.train, config.noise), ("dev", config.data.dev, 0.0)):
             if split == "dev" and not sources:

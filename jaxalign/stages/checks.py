@@ -14,10 +14,10 @@ from jaxalign.train.optimizer import make_optimizer
 LEAST = dict.fromkeys(
     ("batch_size", "length", "microbatches", "log_every", "keep", "prompts_per_rollout", "samples_per_prompt", "epochs",
      "max_new_tokens", "model.width", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim",
-     "model.mlp_dim", "model.unroll", "kl_prompts", "sft", "train", "dev", "max_chars"), 1) | dict.fromkeys(
+     "model.mlp_dim", "model.unroll", "kl_prompts", "train", "dev", "max_chars"), 1) | dict.fromkeys(
     ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
      "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
-     "noise", "target_kl", "reward_clip", "optimizer.lora_plus"), 0) | {"answers": 2}
+     "noise", "target_kl", "reward_clip", "optimizer.lora_plus", "sft"), 0) | {"answers": 2, "num_entities": 12}
 CHOICES = {"packing": ("best_fit", "none"), "truncate": ("", "right", "left", "error"), "on_bad_row": ("error", "skip")}
 
 
@@ -46,7 +46,7 @@ def check_stage(config, defaults):
                               "weight=1.0)")
         resolve(reward["name"], REWARDS)
     data = config.get("data", {})
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "old"):
         if data.get(split):
             check_sources(list(data[split]))
     for key, choices in CHOICES.items():

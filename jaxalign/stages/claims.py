@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.data.chat import render
 from jaxalign.data.pipeline import batches
+from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.evaluate.statistics import bootstrap_mean, kendall_tau_b, pair_agreement, wilson
@@ -27,12 +28,19 @@ class WorldClaims:
     """Not trained: measures every model of the quickstart; its `done.json` holds the claims."""
 
     name = "claims"
+    writes = ()
 
     @staticmethod
     def defaults():
         return ConfigDict(dict(
             stage="claims", seed=0, world="", rankings="", **{name: "" for name in MODELS}, kl_budget=8.0,
             kl_prompts=512, max_new_tokens=48, batch_size=256, limit=0, shown=2)).lock()
+
+    @staticmethod
+    def check(config):
+        for key in ("world", "rankings", *MODELS):
+            if not config[key]:
+                raise ConfigError(f"claims: config.{key} is empty; give that stage's workdir, for rankings the file")
 
     @staticmethod
     def run(config, workdir):

@@ -28,14 +28,18 @@ class DPO(Stage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
+        self.needs_reference = bool(OF_THE_REFERENCE & set(signature(self.objective)[0]))
+        self.ref_logp = {}  # "train" and "dev" → log-probability of each sequence, where they are cached
+        self._reference_point = jax.jit(self._reference_point_of)
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
         if config.reference not in ("live", "cached"):
             raise ConfigError(f'dpo: config.reference={config.reference!r} must be "live" or "cached"')
         if config.reference == "cached" and jax.process_count() > 1:
             raise ConfigError('dpo: config.reference="cached" hashes whole parameters, which of several processes none '
                               'has; use "live"')
-        self.needs_reference = bool(OF_THE_REFERENCE & set(signature(self.objective)[0]))
-        self.ref_logp = {}  # "train" and "dev" → log-probability of each sequence, where they are cached
-        self._reference_point = jax.jit(self._reference_point_of)
 
     @staticmethod
     def defaults():
@@ -45,9 +49,9 @@ class DPO(Stage):
             # reference itself leaves the memory.
             reference="live")
 
-    @property
-    def kind(self):
-        return "unpaired" if "desirable_B" in signature(self.objective)[0] else "pairs"
+    @classmethod
+    def kind_of(cls, objective):
+        return "unpaired" if "desirable_B" in signature(objective)[0] else "pairs"
 
     def start(self, trainable):
         trainable = super().start(trainable)
@@ -78,8 +82,9 @@ class DPO(Stage):
             batch["ref_logp_BR"] = np.where(sequence_BR >= 0, self.ref_logp[split][sequence_BR], np.float32(0.0))
         return batch
 
-    def names(self):
-        return {"weight_B", *(LONE if self.kind == "unpaired" else PAIR)}
+    @classmethod
+    def names(cls, objective):
+        return {"weight_B", *(LONE if cls.kind_of(objective) == "unpaired" else PAIR)}
 
     def available(self, trainable, frozen, batch):
         policy_BR = functools.cache(lambda: self._logps(trainable["policy"], batch))

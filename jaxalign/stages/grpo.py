@@ -25,9 +25,12 @@ class GRPO(PolicyStage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         self.reward = self.verifiers()
-        if config.dynamic_sampling < 0 or (config.dynamic_sampling and jax.process_count() > 1):
-            raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts, "
-                              "and 0 where several processes would each need another number of them")
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
+        if config.dynamic_sampling < 0:
+            raise ConfigError(f"grpo: config.dynamic_sampling={config.dynamic_sampling} must be 0 or more rollouts")
         if not 0.0 <= config.overlong_share <= 1.0:
             raise ConfigError(f"grpo: config.overlong_share={config.overlong_share} must be a share of max_new_tokens, "
                               "0 to 1")
@@ -44,7 +47,8 @@ class GRPO(PolicyStage):
             objective=dict(name="grpo", surrogate="clip", clip_low=0.2, clip_high=0.2, kl_coefficient=0.02,
                            kl_estimator="k3", aggregation="sequence", sampler_correction="none", sampler_cap=2.0))
 
-    def names(self):
+    @classmethod
+    def names(cls, objective):
         return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B",
                 "budget_B"}
 

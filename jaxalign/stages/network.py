@@ -8,10 +8,9 @@ from flax import nnx
 
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.lora import HEADS, LoraConfig, adapt, has_adapters, is_trained, under, with_magnitudes
-from jaxalign.models.quantized import quantized
 from jaxalign.models.transformer import Transformer
 from jaxalign.sharding import shardings
-from jaxalign.train.adapters import base_folder, fingerprint_of, load_base
+from jaxalign.train.adapters import base_folder, load_base, load_frozen
 from jaxalign.train.checkpoint import load_params, read_meta, read_params
 
 OFF = LoraConfig()
@@ -103,20 +102,19 @@ class Loader:
         if self._goes_on(meta):
             where = base_folder(folder, meta)
             if str(where) not in self.held:
-                self._hold(where, load_base(folder, meta, self._placed(self.language.abstract))[1])
+                self._hold(*load_base(folder, meta, self._placed(self.language.abstract)))
             trained = read_params(folder, meta, part, self._placed(network.trained))
             return joined(self._under(network, self.held[str(where)]), trained), where
         if str(folder) not in self.held:
-            self._hold(folder, load_params(folder, meta["policy"], self._placed(self.language.abstract)))
+            self._hold(folder, *load_frozen(folder, self._placed(self.language.abstract), self.lora.base))
         whole = self._under(network, self.held[str(folder)])
         if network.cls is ScalarModel:
             heads = load_params(folder, part, self._placed(network.abstract))
             whole = joined(whole, nnx.split_state(heads, is_trained, ...)[0])
         return whole, folder
 
-    def _hold(self, folder, params):
-        self.marks[str(folder)] = fingerprint_of(folder, read_meta(folder)[1], params)
-        self.held[str(folder)] = quantized(params, self.lora.base)
+    def _hold(self, folder, frozen, mark):
+        self.held[str(folder)], self.marks[str(folder)] = frozen, mark
 
     def _goes_on(self, meta):
         """Whether a checkpoint's adapters are of the kind that is trained here: how much is dropped does not matter."""

@@ -36,7 +36,6 @@ class PPO(PolicyStage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
-        _check(config)
         self.scorer = Network(ScalarModel, self.model_config, self.lora)
         self.critic = CRITICS[config.critic](self.model_config, self.lora)
         self.reward, self.pooling = (self.verifiers() if config.rewards else None), ""
@@ -46,6 +45,11 @@ class PPO(PolicyStage):
             self.carried["kl_coefficient"] = float(config.kl_coefficient)
         if config.reward_scaling != "none":
             self.carried |= dict.fromkeys(MOMENTS, 0.0)
+
+    @classmethod
+    def check(cls, config):
+        _check(config)
+        super().check(config)
 
     @staticmethod
     def defaults():
@@ -90,7 +94,8 @@ class PPO(PolicyStage):
     def rewards(self, rows, responses):
         return super().rewards(rows, responses) if self.reward else (np.zeros(len(rows), np.float32), {})
 
-    def names(self):
+    @classmethod
+    def names(cls, objective):
         return {*BATCH_NAMES, *STATISTICS, "value_BT", "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT",
                 "returns_BT", "old_value_BT", "reward_B"}
 

@@ -20,12 +20,17 @@ class MakeReasoning:
     """
 
     name = "reasoning"
+    writes = ("sft.jsonl", "train.jsonl", "dev.jsonl")
 
     @staticmethod
     def defaults():
         # options: of the task, e.g. dict(min_terms=2, max_terms=2) for chain_sum; None: the task's own.
         return ConfigDict(dict(stage="reasoning", seed=0, task="chain_sum", options=None, sft=2000, train=2000,
                                dev=500)).lock()
+
+    @staticmethod
+    def check(config):
+        create(config.task, **dict(config.options or {}))
 
     @staticmethod
     def run(config, workdir):

@@ -1,7 +1,10 @@
 """The reward model: one score for a whole conversation, learned from rankings or pairs."""
 
+import numpy as np
+
 from jaxalign.batches import bind, signature
 from jaxalign.errors import ConfigError
+from jaxalign.evaluate.calibration import by_length, calibration
 from jaxalign.models.heads import ScalarModel
 from jaxalign.objectives.reduce import Loss, Term, as_loss
 from jaxalign.rewards.learned import POOLINGS, score_and_likelihood, score_rows
@@ -18,12 +21,16 @@ class Reward(Stage):
 
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
+        self.scorer = Network(ScalarModel, self.model_config, self.lora)
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
         if config.pooling not in POOLINGS:
             raise ConfigError(f"reward: config.pooling={config.pooling!r} must be one of {', '.join(POOLINGS)}")
         if config.lm_coefficient and config.pooling != "likelihood":
             raise ConfigError(f"reward: config.lm_coefficient={config.lm_coefficient} keeps the backbone a language "
                               'model, whose likelihood only config.pooling="likelihood" computes; set that, or 0')
-        self.scorer = Network(ScalarModel, self.model_config, self.lora)
 
     @staticmethod
     def defaults():
@@ -31,9 +38,9 @@ class Reward(Stage):
                            pooling="last",  # one of rewards/learned.POOLINGS
                            lm_coefficient=0.0)  # how much the best answer's own likelihood counts
 
-    @property
-    def kind(self):
-        return "pairs" if "chosen_score_B" in signature(self.objective)[0] else "rankings"
+    @classmethod
+    def kind_of(cls, objective):
+        return "pairs" if "chosen_score_B" in signature(objective)[0] else "rankings"
 
     def init(self, key):
         return {"reward": self.scorer.init(key)}
@@ -50,7 +57,8 @@ class Reward(Stage):
             whole = on_backbone(fresh, language)
         return {"reward": self.take_over("reward", self.scorer, fresh, whole, base)}
 
-    def names(self):
+    @classmethod
+    def names(cls, objective):
         return {"score_BR", "ranks_BR", "answer_mask_BR", "chosen_score_B", "rejected_score_B", "margin_B", "weight_B"}
 
     def next_batches(self, state):
@@ -63,7 +71,36 @@ class Reward(Stage):
     def loss_of(self, trainable, frozen, batch):
         """The objective and, at choice, the likelihood of the best answers: a backbone that goes on being a language
         model generalises further (Yang et al. 2024, arXiv:2406.10216, section 3.2) and still knows what is true."""
+        return self._loss(batch, *self._scored(trainable, batch))
+
+    def measured(self, trainable, frozen, batch):
         score_BR, logp_BRT = self._scored(trainable, batch)
+        first = {name: batch[f"{name}_BRT"][:, 0] for name in ("tokens", "mask")}
+        return self._loss(batch, score_BR, logp_BRT), first | {
+            "score": score_BR, "ranks": batch["ranks_BR"], "there": batch["answer_mask_BR"] > 0,
+            "length": batch["mask_BRT"].sum(-1)}
+
+    def dev_figures(self, kept):
+        """Calibration error, and accuracy by how long the preferred answer is beside the other; `findings` has the bins
+        and intervals."""
+        kept = {name: np.concatenate([keep[name] for keep in kept]) for name in kept[0]}
+        above = kept["there"][:, :, None] & kept["there"][:, None, :] & (
+            kept["ranks"][:, :, None] < kept["ranks"][:, None, :])
+        row, better, worse = np.nonzero(above)
+        if not len(row):
+            return {}
+        start, numbers = kept["mask"].argmax(1) + 1, {}  # in the inputs, which are one behind the targets
+        prompts = np.array([numbers.setdefault(tokens[:n].tobytes(), len(numbers))
+                            for tokens, n in zip(kept["tokens"], start)])[row]  # pairs of one ranking have one
+        scores, lengths = kept["score"].astype(np.float64), kept["length"]
+        difference = scores[row, better] - scores[row, worse]
+        self.findings = calibration(difference, prompts) | by_length(difference, lengths[row, better],
+                                                                     lengths[row, worse], prompts)
+        return {"calibration_error": self.findings["calibration_error"]["value"]} | {
+            f"accuracy_by_length/{name.replace(' ', '_')}": figure["value"]
+            for name, figure in self.findings["accuracy_by_length"].items()}
+
+    def _loss(self, batch, score_BR, logp_BRT):
         loss = as_loss(bind(self.objective, self._made(batch, score_BR), self.options))
         if not self.config.lm_coefficient:
             return loss

@@ -13,13 +13,14 @@ from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.experience.figures import drift_figures
 from jaxalign.experience.rows import Drawn, minibatches, response_rows
 from jaxalign.rewards import REWARDS
-from jaxalign.rewards.run import Rewards
+from jaxalign.rewards.run import Rewards, check_rewards
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import put_batch
 from jaxalign.stages.stage import Stage
 
 ROW_BUCKET = 32  # positions
+GIVEN = {"load_reward_model": RewardModel.load}  # what rewards with something to prepare may ask for
 
 RL_DEFAULTS = dict(
     batch_size=64,  # responses an optimizer step: a minibatch of the rollout
@@ -47,7 +48,6 @@ class PolicyStage(Stage):
         θ₀ draws 0 and 1;  θₙ₊₁ = θₙ after the steps on rollout n;  θₙ draws n + 1
     """
 
-    kind = "prompts"
     beside = None  # with `overlap`, the weights that draw the next rollout
     key = None  # of the run, once it is known: with `overlap` the state's own is there only when its step is over
     all_cut = False  # whether no response of the rollout before came to its end
@@ -55,26 +55,44 @@ class PolicyStage(Stage):
     shown = False  # whether a response was shown with its mask
 
     def __init__(self, config, workdir, mesh):
-        if jax.process_count() > 1:
-            # Rollouts are turned into batches on the host, which sees its own devices' rows only.
-            raise ConfigError(f"{self.name}: draws its samples in one process, JAX runs in {jax.process_count()}; train "
-                              "it on one host, whose devices all take part, and the supervised stages on several")
         super().__init__(config, workdir, mesh)
         c = config
-        if c.temperature <= 0:
-            raise ConfigError(f"temperature={c.temperature} must be above 0: what is always the same teaches nothing")
-        rows = c.prompts_per_rollout * c.samples_per_prompt
-        if rows % c.batch_size:
-            raise ConfigError(f"batch_size={c.batch_size} must divide prompts_per_rollout × samples_per_prompt = {rows}")
-        if self.lora.dropout:
-            raise ConfigError(f"{self.name}: config.lora.dropout={self.lora.dropout} must be 0: the policy that draws "
-                              "would not be the one whose step is taken")
         self.sampler = Sampler(self.network.adapted, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
-                               slots=rows, pad_id=self.tokenizer.pad_id, precision=c.sampler_precision, mesh=mesh)
+                               slots=c.prompts_per_rollout * c.samples_per_prompt, pad_id=self.tokenizer.pad_id,
+                               precision=c.sampler_precision, mesh=mesh)
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
         self.carried = {"updates_skipped": 0} if c.target_kl else {}
         self.left = 0  # optimizer steps that the rollout still holds
-        self._targets = jax.jit(lambda trainable, frozen, *more: self.targets(self.whole(trainable, frozen), frozen, *more))
+        self._targets = jax.jit(
+            lambda trainable, frozen, *more: self.targets(self.whole(trainable, frozen), frozen, *more))
+
+    @classmethod
+    def check(cls, config):
+        if jax.process_count() > 1:
+            # Rollouts are turned into batches on the host, which sees its own devices' rows only.
+            raise ConfigError(f"{cls.name}: draws its samples in one process, JAX runs in {jax.process_count()}; train "
+                              "it on one host, whose devices all take part, and the supervised stages on several")
+        super().check(config)
+        if config.data.dev:
+            raise ConfigError(f"{cls.name}: config.data.dev is not read by a stage that draws its samples, whose "
+                              "figures are those of its rollouts; leave it empty, and measure the checkpoint with "
+                              "jaxalign evaluate")
+        if config.temperature <= 0:
+            raise ConfigError(f"temperature={config.temperature} must be above 0: what is always the same teaches "
+                              "nothing")
+        rows = config.prompts_per_rollout * config.samples_per_prompt
+        if rows % config.batch_size:
+            raise ConfigError(f"batch_size={config.batch_size} must divide prompts_per_rollout × samples_per_prompt = "
+                              f"{rows}")
+        if config.lora.dropout:
+            raise ConfigError(f"{cls.name}: config.lora.dropout={config.lora.dropout} must be 0: the policy that draws "
+                              "would not be the one whose step is taken")
+        if config.rewards or not config.get("reward_model"):
+            check_rewards(config.rewards, REWARDS, GIVEN)
+
+    @classmethod
+    def kind_of(cls, objective):
+        return "prompts"
 
     def _row_length(self, prompts, rollouts):
         """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are
@@ -181,7 +199,7 @@ class PolicyStage(Stage):
 
     def verifiers(self):
         """The rewards that the config names, which judge the responses' text."""
-        return Rewards(self.config.rewards, REWARDS, {"load_reward_model": RewardModel.load})
+        return Rewards(self.config.rewards, REWARDS, GIVEN)
 
     def rewards(self, rows, responses):
         """(reward_B float32, figures): what can be said of the responses' text alone."""

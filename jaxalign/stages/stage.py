@@ -14,59 +14,72 @@ from jaxalign import config as configs
 from jaxalign.batches import bind, check, resolve
 from jaxalign.data.folding import ROWS, fold, unfold
 from jaxalign.data.pipeline import batches
-from jaxalign.data.preview import preview_row
-from jaxalign.data.tokenizer import load_tokenizer, open_tokenizer
-from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.data.preview import preview_batch
+from jaxalign.errors import ConfigError
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.transformer import ModelConfig, Transformer
+from jaxalign.models.transformer import Transformer
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
-from jaxalign.sharding import put_batch
+from jaxalign.sharding import gathered, make_mesh, put_batch
 from jaxalign.stages.checks import objective_options
-from jaxalign.stages.defaults import MODEL
 from jaxalign.stages.network import Loader, Network
+from jaxalign.stages.origin import model_of, tokenizer_of
 from jaxalign.stages.parameters import Parameters
 from jaxalign.stages.run import train_stage
-from jaxalign.train.checkpoint import pack_tokenizer, read_meta, unpack_tokenizer
+from jaxalign.train.checkpoint import pack_tokenizer, read_meta
 
-RUNTIME = ("dtype", "remat", "unroll")  # choices of how a model runs, not of what it is
 LOGITS = 2**24  # numbers: logits beyond these are never there at once, unless config.logits_chunk says otherwise
 
 
 class Stage(Parameters):
-    """One stage. A subclass says what its batches hold (`kind`), what it can give an objective (`available`), what
+    """One stage. A subclass says what its batches hold (`kind_of`), what it can give an objective (`available`), what
     is trained (`init`, `start`), and its default settings."""
 
     name = ""
-    kind = "tokens"
+    writes = None  # names of the files that later stages read; None: a checkpoint
     policy = "policy"  # the part of a checkpoint that later stages start from
     beside = None  # a tree like the trainable one, or None: what a checkpoint has to hold beside that
     waits = True  # whether batches that are drawn wait for the step before
 
     def __init__(self, config, workdir, mesh):
+        self.check(config)
         self.config, self.workdir, self.mesh = config, pathlib.Path(workdir), mesh
         self.warn = self.say = print if jax.process_index() == 0 else _nothing
         self.parent = read_meta(config.init_from) if config.init_from else None
-        self.tokenizer = self._tokenizer()
-        self.model_config = self._model_config()
+        self.tokenizer = tokenizer_of(config, self.parent)
+        self.model_config = model_of(config, self.parent, self.tokenizer, self.warn)
         self.lora = LoraConfig(**config.lora)
         self.network = Network(Transformer, self.model_config, self.lora)
         self._load = Loader(self.model_config, self.lora, mesh)
-        self.frozen, self.reports = {}, {}
+        self.frozen, self.reports, self.findings = {}, {}, {}
         self.objective = resolve(config.objective.name, OBJECTIVES)
-        if self.draws and config.data.dev:
-            raise ConfigError(f"{self.name}: config.data.dev is not read by a stage that draws its samples, whose "
-                              "figures are those of its rollouts; leave it empty, and measure the checkpoint with "
-                              "jaxalign evaluate")
         self.options = objective_options(config.objective, self.defaults().objective, self.objective)
         self._evaluate_step = jax.jit(self._evaluation)
-        self.train_data = self._data(config.data.train, repeat=True)
-        check(self.objective, self.names(), self.options)
+        self.train_data = self._data(config.data.train, "train")
         self.dev_data = list(config.data.dev)
-        self._dev = None
+        self._again = {}
         if config.preview:
             self._preview()
+
+    @classmethod
+    def check(cls, config):
+        """Raises ConfigError for what this stage's settings cannot be; reads and makes nothing.
+
+        What is the same for all stages: `checks.check_stage`."""
+        objective = resolve(config.objective.name, OBJECTIVES)
+        check(objective, cls.names(objective), objective_options(config.objective, cls.defaults().objective, objective))
+        if not config.data.train:
+            raise ConfigError(f"{cls.name}: config.data.train is empty; give at least one source such as "
+                              'dict(path="data.jsonl", shape="messages")')
+        if not (config.tokenizer or config.init_from):
+            raise ConfigError(f"{cls.name}: config.tokenizer is empty and there is no init_from to take one from; "
+                              "train one with `jaxalign tokenizer` and set config.tokenizer")
+        mesh = make_mesh(**config.mesh)
+        split = mesh.shape["data"] * mesh.shape["fsdp"] * config.microbatches
+        if config.batch_size % split:
+            raise ConfigError(f"batch_size={config.batch_size} must divide by data × fsdp × microbatches = {split}; "
+                              f"use {-(-config.batch_size // split) * split}")
 
     # -- what is trained ------------------------------------------------------------------------------------------
 
@@ -91,17 +104,20 @@ class Stage(Parameters):
         return arrays(batch)
 
     def folded(self, batch):
-        """The batch, its rows packed for the forward pass where that can be: `data/folding.py`.
+        """The batch, its rows packed for the forward pass where that can be, a prompt of several answers once:
+        `data/folding.py`.
 
         Not where parts of the rows go elsewhere: microbatches, several processes.
         """
         if not self.config.fold or self.config.microbatches > 1 or jax.process_count() > 1:
             return batch
         kind = "BRT" if "tokens_BRT" in batch else "BT"
-        rows = [batch[f"{name}_{kind}"] for name in ("tokens", "targets", "segment_ids")]
+        *rows, mask = (batch[f"{name}_{kind}"].reshape(-1, batch[f"{name}_{kind}"].shape[-1])
+                       for name in ("tokens", "targets", "segment_ids", "mask"))
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return batch | fold(*(array.reshape(-1, array.shape[-1]) for array in rows), self.tokenizer.pad_id,
-                            rows=math.lcm(ROWS, devices), least=-(-self.config.fold_rows // devices) * devices)
+        return batch | fold(*rows, self.tokenizer.pad_id, rows=math.lcm(ROWS, devices),
+                            least=-(-self.config.fold_rows // devices) * devices,
+                            mask_BT=None if "window" in self.model_config.kinds else mask)
 
     @property
     def draws(self):
@@ -121,20 +137,19 @@ class Stage(Parameters):
     def rows_per_batch(self):
         return self.config.batch_size
 
-    def _data(self, sources, *, repeat, name="bad_rows.jsonl"):
-        c = self.config
-        if not sources:
-            raise ConfigError(f"{self.name}: config.data.{'train' if repeat else 'dev'} is empty; give at least one "
-                              'source such as dict(path="data.jsonl", shape="messages")')
+    def _data(self, sources, split, how=None):
+        """Batches of sources, without end where the split is "train"; read as `config.data` says, or as `how` does."""
+        c, repeat, name = self.config, split == "train", BAD_ROWS[split]
+        how = how or c.data
         self.workdir.mkdir(parents=True, exist_ok=True)
         iterator = batches(
             list(sources), self.tokenizer, kind=self.kind, batch_size=self.rows_per_batch(),
             length=c.length, packing=c.data.packing, seed=c.seed, shuffle=c.data.shuffle and repeat, repeat=repeat,
-            truncate=c.data.truncate or None, on_bad_row=c.data.on_bad_row,
+            truncate=how.truncate or None, on_bad_row=how.on_bad_row,
             bad_rows_path=self.workdir / name if jax.process_index() == 0 else None,
             max_answers=c.get("max_answers") or None,
             process_index=jax.process_index(), process_count=jax.process_count())
-        report, split = iterator.report, "train" if repeat else "dev"
+        report = iterator.report
         listed = f", listed in {self.workdir / name}" if report.bad else ""
         self.say(f"{self.name} {split} data: {report.summary()}{listed}")
         self.reports[split] = {"rows": report.rows, "bad": len(report.bad), "truncated": report.truncated_share}
@@ -153,8 +168,18 @@ class Stage(Parameters):
         made = {name: (lambda name=name: getattr(statistics(), name)) for name in STATISTICS}
         return dict(batch) | made
 
-    def names(self):
-        """The names `available` can give, without computing any."""
+    @classmethod
+    def kind_of(cls, objective):
+        """Which of `data.intake.KINDS` its batches are."""
+        return "tokens"
+
+    @property
+    def kind(self):
+        return self.kind_of(self.objective)
+
+    @classmethod
+    def names(cls, objective):
+        """The names `available` can give to an objective, without computing any."""
         return set(BATCH_NAMES) | set(STATISTICS)
 
     def statistics(self, policy, batch, temperature=1.0):
@@ -187,33 +212,50 @@ class Stage(Parameters):
     # -- dev figures ----------------------------------------------------------------------------------------------
 
     def evaluate(self, state):
-        """The objective's terms and metrics over the dev data, each divided once over all of it."""
-        if not self.dev_data:
-            return {}
-        totals = None
-        for n, batch in enumerate(self._dev_batches()):
+        """The objective's terms and metrics over the dev data, each divided once over all of it, and what
+        `dev_figures` makes of it."""
+        return self.measure(state, self._dev_batches()) if self.dev_data else {}
+
+    def measure(self, state, batches):
+        """`evaluate` of any batches of the kind that the stage trains on, `config.eval_batches` of them at most."""
+        totals, kept = None, []
+        for n, batch in enumerate(batches):
             if n >= self.config.eval_batches > 0:
                 break
             with jax.set_mesh(self.mesh):
                 placed = put_batch(self.prepared(batch, "dev"), self.mesh)
-                sums = self._evaluate_step(state.trainable, self.frozen, placed)
+                sums, keep = self._evaluate_step(state.trainable, self.frozen, placed)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-        return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
+            kept.append(gathered(keep))
+        figures = {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
+        return figures | self.dev_figures(kept)
+
+    def dev_figures(self, kept):
+        """Figures that are no weighted means, of what `measured` kept of every dev batch."""
+        return {}
 
     def _dev_batches(self):
-        """The dev data from its start; read and tokenised once."""
-        if self._dev is None:
-            self._dev = self._data(self.dev_data, repeat=False, name="bad_dev_rows.jsonl")
-            self._dev_start = self._dev.get_state()
-        self._dev.set_state(self._dev_start)
-        return self._dev
+        return self.batches_again("dev", self.dev_data)
+
+    def batches_again(self, split, sources, how=None):
+        """Batches of the "dev" or "old" data from their start; read (`_data`) and tokenised once."""
+        if split not in self._again:
+            iterator = self._data(sources, split, how)
+            self._again[split] = iterator, iterator.get_state()
+        iterator, start = self._again[split]
+        iterator.set_state(start)
+        return iterator
 
     def _evaluation(self, trainable, frozen, batch):
-        loss = self.loss_fn(trainable, frozen, batch, None)
+        loss, keep = self.measured(self.whole(trainable, frozen), frozen, batch)
         terms = loss.terms | loss.metrics
         ones = {name: jnp.ones(()) for name in terms}
         sums, weights = reduce(terms, ones)[1], weight_sums(terms)
-        return {name: (sums[name], weights[name]) for name in terms}
+        return {name: (sums[name], weights[name]) for name in terms}, keep
+
+    def measured(self, trainable, frozen, batch):
+        """(`loss_of` a dev batch, arrays of a row each to keep for `dev_figures`)."""
+        return self.loss_of(trainable, frozen, batch), {}
 
     # -- handing over ---------------------------------------------------------------------------------------------
 
@@ -232,61 +274,16 @@ class Stage(Parameters):
             "lineage": lineage + [here],
         }
 
-    def _tokenizer(self):
-        c = self.config
-        given = load_tokenizer(c.tokenizer) if c.tokenizer else None
-        inherited = open_tokenizer(unpack_tokenizer(self.parent[1])) if self.parent else None
-        if given and inherited and given.hash != inherited.hash and not c.allow_other_tokenizer:
-            raise CheckpointError(
-                f"config.tokenizer={c.tokenizer} (sha256 {given.hash[:12]}) is not the tokenizer that "
-                f"{c.init_from} was trained with ({inherited.hash[:12]}): its ids mean other tokens; leave "
-                "config.tokenizer empty to take over the checkpoint's, or set allow_other_tokenizer=True")
-        if not (given or inherited):
-            raise ConfigError(f"{self.name}: config.tokenizer is empty and there is no init_from to take one from; "
-                              "train one with `jaxalign tokenizer` and set config.tokenizer")
-        return given or inherited
-
-    def _model_config(self):
-        runtime = {name: self.config.model[name] for name in RUNTIME}
-        if self.parent:
-            found = self.parent[1]["model"]
-            if self.tokenizer.vocab_size > found["vocab_size"]:
-                raise CheckpointError(f"config.tokenizer={self.config.tokenizer} has {self.tokenizer.vocab_size} "
-                                      f"pieces, the model of {self.config.init_from} embeds {found['vocab_size']}; use a "
-                                      "tokenizer that is no larger")
-            for name, value in self.config.model.items():
-                if name not in RUNTIME and value not in (found.get(name, value), MODEL[name]):
-                    self.warn(f"{self.name}: config.model.{name}={value!r} is not used; the model of "
-                              f"{self.config.init_from} has {found[name]!r}")
-            model = ModelConfig(**(found | runtime))
-        else:
-            model = ModelConfig(vocab_size=self.tokenizer.vocab_size, **self.config.model)
-        drawn = self.config.get("max_new_tokens", 0)
-        model.need_places(self.config.length + drawn, f"{self.name}: config.length={self.config.length}" + (
-            f" with config.max_new_tokens={drawn}" if drawn else ""), "make it smaller")
-        return model
-
     def _preview(self):
         if jax.process_index() > 0:
             return
         position = self.train_data.get_state()
-        batch = next(self.train_data)
+        preview_batch(next(self.train_data), self.tokenizer, Console())
         self.train_data.set_state(position)
-        console = Console()
-        if self.kind == "prompts":  # no target yet: the answer is drawn
-            tokens_P = batch["tokens_BP"][0]
-            preview_row(tokens_P, np.zeros(len(tokens_P)), self.tokenizer, console,
-                        note="a prompt: what counts in the loss is drawn later")
-        elif self.kind == "tokens":
-            preview_row(batch["tokens_BT"][0], batch["mask_BT"][0], self.tokenizer, console,
-                        targets=batch["targets_BT"][0])
-        else:
-            for r in np.flatnonzero(batch["answer_mask_BR"][0]):
-                preview_row(batch["tokens_BRT"][0, r], batch["mask_BRT"][0, r], self.tokenizer, console,
-                            targets=batch["targets_BRT"][0, r])
 
 
-STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT")
+STATISTICS = ("logp_BT", "logz_BT", "mean_logp_BT", "entropy_BT", "top_BT")
+BAD_ROWS = {"train": "bad_rows.jsonl", "dev": "bad_dev_rows.jsonl", "old": "bad_old_rows.jsonl"}
 BATCH_NAMES = ("tokens_BT", "targets_BT", "mask_BT", "positions_BT", "segment_ids_BT")
 
 

@@ -6,20 +6,26 @@ import time
 
 from ml_collections import ConfigDict
 
-from jaxalign.data.intake import Intake, texts_of
-from jaxalign.data.tokenizer import train_tokenizer
+from jaxalign.data.intake import Intake, check_sources, texts_of
+from jaxalign.data.tokenizer import check_tokenizer, train_tokenizer
 
 
 class TrainTokenizer:
     """A SentencePiece model of the configured sources, written to `tokenizer.model`."""
 
     name = "tokenizer"
+    writes = ("tokenizer.model",)
 
     @staticmethod
     def defaults():
         return ConfigDict(dict(stage="tokenizer", seed=0, vocab_size=1024, model_type="unigram",
                                character_coverage=0.9995, max_chars=20_000_000,
                                data=dict(train=[], on_bad_row="error"))).lock()
+
+    @staticmethod
+    def check(config):
+        check_sources(list(config.data.train))
+        check_tokenizer(config.model_type, config.vocab_size)
 
     @staticmethod
     def run(config, workdir):

@@ -14,11 +14,17 @@ class MakeWorld:
     """Not trained: makes the data that the other stages read."""
 
     name = "world"
+    writes = ("align.dev.jsonl", "align.train.jsonl", "cloze.eval.jsonl", "eval.jsonl", "grpo.train.jsonl",
+              "pretrain.dev.jsonl", "pretrain.train.jsonl", "sft.dev.jsonl", "sft.train.jsonl", "tokenizer.train.jsonl")
 
     @staticmethod
     def defaults():
         return ConfigDict(dict(stage="world", seed=0, num_entities=170, num_unknown=1300, digits=2,
                                shares=dataclasses.asdict(Shares()), sizes=_sizes())).lock()
+
+    @staticmethod
+    def check(config):
+        """`checks.check_stage` says all."""
 
     @staticmethod
     def run(config, workdir):

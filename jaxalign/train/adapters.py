@@ -14,10 +14,12 @@ from flax import nnx
 from jaxalign.errors import CheckpointError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.lora import LoraConfig, adapt, is_trained, merged, under
-from jaxalign.models.quantized import quantized
+from jaxalign.models.quantized import held, quantized
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.sharding import shardings
 from jaxalign.train.checkpoint import find, load_params, read_meta, read_params
+
+AT_ONCE = 2**30  # bytes: for fewer, what one by one takes in time is more than what it spares
 
 
 def fingerprint(params):
@@ -25,15 +27,20 @@ def fingerprint(params):
 
         Σᵢ bits(xᵢ) · (2i + 1)  mod 2³², of every array, and these sums in turn
     """
-    def of(x):
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-        index, size = jnp.zeros((1,) * x.ndim, jnp.uint32), 1
-        for axis in reversed(range(x.ndim)):
-            index = index + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(size % 2**32)
-            size *= x.shape[axis]
-        return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+    return _in_turn(jax.jit(lambda leaves: [_sum(x) for x in leaves])(jax.tree.leaves(params)))
 
-    sums = jax.jit(lambda leaves: [of(x) for x in leaves])(jax.tree.leaves(params))
+
+@jax.jit
+def _sum(x):
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    index, size = jnp.zeros((1,) * x.ndim, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(size % 2**32)
+        size *= x.shape[axis]
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _in_turn(sums):
     return f"{sum(int(s) * (2 * i + 1) for i, s in enumerate(sums)) % 2**32:08x}"
 
 
@@ -51,6 +58,26 @@ def fingerprint_of(folder, meta, params):
     # Products are not the same to the last bit wherever they are computed: of what is merged, the parts are looked at.
     own = read_params(folder, meta, meta["policy"], abstract_adapters(meta, Transformer)[1])
     return f"{meta['base']['fingerprint']}+{fingerprint(own)}"
+
+
+def load_frozen(folder, like, base):
+    """(a checkpoint's policy as frozen weights in the type that `base` names, its `fingerprint_of`).
+
+    What is quantised and larger than `AT_ONCE` is read one kernel at a time, so that never is it in memory as a whole
+    before. (What is to be merged first is.)
+    """
+    _, meta = read_meta(folder)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+    if "lora" in meta or base == "float32" or size <= AT_ONCE:
+        params = load_params(folder, meta["policy"], like)
+        return quantized(params, base), fingerprint_of(folder, meta, params)
+    sums = []
+
+    def each(path, variable):
+        sums.append(_sum(variable.get_value()))
+        return held(path, variable, base)
+
+    return read_params(folder, meta, meta["policy"], like, each), _in_turn(sums)
 
 
 def abstract_adapters(meta, cls):
@@ -72,19 +99,17 @@ def base_folder(folder, meta):
 
 
 def load_base(folder, meta, like):
-    """(folder, parameters) of the frozen `Transformer` under a checkpoint's adapters.
+    """(folder, frozen weights of the `Transformer` under a checkpoint's adapters, their fingerprint).
 
     Raises:
       CheckpointError: it is gone, or another than the adapters were trained beside.
     """
     where = base_folder(folder, meta)
-    held = read_meta(where)[1]
-    params = load_params(where, held["policy"], like)
-    found = fingerprint_of(where, held, params)
+    frozen, found = load_frozen(where, like, meta["lora"]["base"])
     if found != meta["base"]["fingerprint"]:
         raise CheckpointError(f"{folder}: its adapters were trained beside weights with the fingerprint "
                               f"{meta['base']['fingerprint']}, {where} has {found}: it was trained anew since")
-    return where, params
+    return where, frozen, found
 
 
 def load_merged(folder, meta, part, like):
@@ -92,8 +117,7 @@ def load_merged(folder, meta, part, like):
     scalar = "backbone" in like
     graphdef, abstract = abstract_adapters(meta, ScalarModel if scalar else Transformer)
     trained = read_params(folder, meta, part, _placed(abstract, like))
-    _, base = load_base(folder, meta, like["backbone"] if scalar else like)
-    base = quantized(base, meta["lora"]["base"])  # what is merged into is what they were trained beside
+    _, base, _ = load_base(folder, meta, like["backbone"] if scalar else like)
     whole = nnx.merge_state(under("backbone", base) if scalar else base, trained)
     placed = getattr(jax.tree.leaves(like)[0], "sharding", None) is not None
     where = jax.tree.map(lambda x: x.sharding, like) if placed else None

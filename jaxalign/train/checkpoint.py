@@ -204,20 +204,36 @@ def load_params(folder, part, like):
     return read_params(folder, meta, part, like)
 
 
-def read_params(folder, meta, part, like):
-    """`load_params` of just what the checkpoint holds."""
+def read_params(folder, meta, part, like, each=None):
+    """`load_params` of just what the checkpoint holds.
+
+    Args:
+      each: what to keep of a parameter, (path, variable) → value; then they are read one by one, and never are two whole.
+    """
     expected = flat_shapes(nnx.to_pure_dict(like))
     found = {name[len(part) + 1:]: shape for name, shape in meta["parameters"].items() if name.startswith(part + "/")}
     compare(found, expected, f"{folder} ({part})")
-    item = _abstract(nnx.to_pure_dict(like))
-    for name in reversed(part.split("/")):
+    part = tuple(part.split("/"))
+    if each is None:
+        return refill(like, _restored(folder, part, _abstract(nnx.to_pure_dict(like))))
+    kept = []
+    for path, variable in nnx.to_flat_state(like):
+        whole = variable.replace(_restored(folder, part + path, _abstract(variable.get_value())))
+        kept.append((path, variable.replace(each(path, whole))))
+        del whole
+    return nnx.from_flat_state(kept)
+
+
+def _restored(folder, path, item):
+    """What a checkpoint's parameters hold at a path, a tree or an array as `item` describes it."""
+    for name in reversed(path):
         item = {name: item}
     with _readable(folder), ocp.PyTreeCheckpointer() as handler:
         got = handler.restore(folder / "params", args=ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
-    for name in part.split("/"):
+    for name in path:
         got = got[name]
-    return refill(like, got)
+    return got
 
 
 def pack_tokenizer(model_bytes):

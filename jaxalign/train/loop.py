@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 
@@ -22,7 +21,7 @@ from jaxalign.train.step import make_train_step
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a finished stage leaves besides its checkpoint: `before` and `after` are its dev figures, of a stage that
-    draws its samples those of its first and its last rollout."""
+    draws its samples those of its first and its last rollout; `seconds` are of all calls that had something to do."""
 
     steps: int
     tokens: int
@@ -31,7 +30,7 @@ class Result:
     after: dict
 
 
-def fit(stage, workdir, config, mesh) -> Result:
+def fit(stage, workdir, config, mesh, started=None) -> Result:
     """Trains a stage from its newest checkpoint, or from its start, to `config.steps` optimizer steps.
 
     Args:
@@ -53,8 +52,9 @@ def fit(stage, workdir, config, mesh) -> Result:
       workdir: where checkpoints and figures go.
       config: steps, log_every, eval_every, checkpoint_every, keep, microbatches, seed, optimizer.
       mesh: where it runs.
+      started: `time.monotonic()` when the work on this stage began; None: now.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     workdir = pathlib.Path(workdir)
     optimizer, schedule = make_optimizer(config.optimizer, config.steps)
     state = create_state(stage.init, optimizer, jax.random.key(config.seed), mesh)
@@ -78,6 +78,7 @@ def fit(stage, workdir, config, mesh) -> Result:
     step_fn = jax.jit(make_train_step(stage.loss_fn, optimizer, schedule, microbatches=config.microbatches),
                       donate_argnums=0)
     step = int(state.step)
+    idle = resumed and step == config.steps
     # Every process has the same figures: the first one writes them.
     first = jax.process_index() == 0
     open_metrics = MetricsWriter if first else NoMetrics
@@ -86,7 +87,7 @@ def fit(stage, workdir, config, mesh) -> Result:
             workdir, name=stage.name, total_steps=config.steps, resume_step=step) as writer:
         stage.warn = writer.warn
         if resumed:
-            left = f"goes on from step {step}" if step < config.steps else "nothing is left to do"
+            left = "nothing is left to do" if idle else f"goes on from step {step}"
             writer.say(f"{step}/{config.steps}  found a checkpoint: {left}")
 
         def evaluate():
@@ -144,11 +145,8 @@ def fit(stage, workdir, config, mesh) -> Result:
             save()
         if not after:
             after = stage.evaluate(state) or history["drawn"]
-    seconds = history["seconds"] + time.monotonic() - started
-    result = Result(step, history["tokens"], seconds, history["before"], after)
-    if first:
-        (workdir / "result.json").write_text(json.dumps(dataclasses.asdict(result), indent=1))
-    return result
+    seconds = history["seconds"] + (0.0 if idle else time.monotonic() - started)
+    return Result(step, history["tokens"], seconds, history["before"], after)
 
 
 def _everywhere(count):

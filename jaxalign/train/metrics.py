@@ -76,6 +76,8 @@ class MetricsWriter:
             null, with a warning the first time for each name.
           tokens: tokens trained on since the last `write` with tokens.
         """
+        # First, as it waits for the device: steps that are only on their way have taken no time yet.
+        values = {key: float(value) for key, value in scalars.items()}
         now = time.monotonic()
         row = {"step": int(step), "time": round(time.time(), 3)}
         if tokens is not None:
@@ -84,7 +86,6 @@ class MetricsWriter:
             row["tokens_per_second"] = round(int(tokens) / max(now - self._last_write, 1e-9), 1)
             self._last_write = now
             self._first_write = self._first_write or (now, int(step))
-        values = {key: float(value) for key, value in scalars.items()}
         for key, value in values.items():
             row[key] = value if math.isfinite(value) else None
         self._file.write(json.dumps(row) + "\n")

@@ -18,14 +18,12 @@ class TrainState:
     key: jax.Array  # typed key; step n draws from fold_in(key, n), so a resumed run repeats its draws
 
 
-def create_state(init, optimizer, key, mesh):
-    """A fresh state, made sharded: no device ever holds what is not its own.
+def fresh_state(init, optimizer):
+    """key → `TrainState` before the first step. Pure; `jax.eval_shape` of it is what a state will be.
 
     Args:
       init: key → trainable tree of `nnx.State`s. Pure.
       optimizer: an optax transformation.
-      key: typed key.
-      mesh: decides the shardings through the parameters' logical axes; optimizer moments follow their parameters.
     """
 
     def make(key):
@@ -33,6 +31,18 @@ def create_state(init, optimizer, key, mesh):
         trainable = init(init_key)
         return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), run_key)
 
+    return make
+
+
+def create_state(init, optimizer, key, mesh):
+    """A `fresh_state`, made sharded: no device ever holds what is not its own.
+
+    Args:
+      init, optimizer: of `fresh_state`.
+      key: typed key.
+      mesh: decides the shardings through the parameters' logical axes; optimizer moments follow their parameters.
+    """
+    make = fresh_state(init, optimizer)
     # Run once, and random number generators are long programs: on a CPU, LLVM would optimise them for seconds.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, key), mesh), compiler_options=options)(key)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jaxalign.data import sources
 from jaxalign.data.sources import files, keep, read
 from jaxalign.errors import ConfigError, DataError
 
@@ -187,3 +188,11 @@ def test_a_format_whose_package_is_missing_says_how_to_get_it(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(DataError, match=r"the package zstandard .* pip install -e '.\[data\]'$"):
         values(tmp_path / "a.jsonl.zst")
+
+
+def test_a_json_array_is_searched_once_and_not_once_a_record(tmp_path, monkeypatch):
+    searched, search = [], sources._surrogates
+    monkeypatch.setattr(sources, "_surrogates", lambda text: searched.append(len(text)) or search(text))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"a": n} for n in range(40)]))
+    assert len(list(sources.read(path))) == 40 and searched == [len(path.read_text())]

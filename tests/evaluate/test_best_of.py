@@ -77,8 +77,8 @@ def test_a_checkpoint_is_measured_with_the_best_of_its_draws(tmp_path, capsys):
     one = evaluate_checkpoint(policy, source, options | dict(best_of=1))[source]
     many = evaluate_checkpoint(policy, source, options | dict(best_of=8))[source]
     assert one["score"]["best"] == one["score"]["drawn"] and one["kl_bound"]["value"] == 0
-    assert many["score"]["best"]["n"] == many["exact_match"]["n"] == 6
-    assert {"exact_match", "numeric_match", "answers_ended", "score", "kl_bound"} == set(many)
+    assert many["score"]["best"]["n"] == many["numeric_match"]["n"] == 6
+    assert {"numeric_match", "answers_ended", "score", "kl_bound"} == set(many)
     written = tmp_path / "figures.json"
     assert main(["evaluate", f"--checkpoint={policy}", source, "--best_of=8", f"--reward_model={reward}", "--limit=6",
                  "--max_new_tokens=4", "--batch_size=8", f"--json={written}"]) == 0
@@ -99,7 +99,7 @@ def test_conversations_and_rankings_are_answered_with_the_best_where_asked_for()
     options = dict(best_of=2, reward_model=tiny_stages.trained("reward"), max_new_tokens=2, batch_size=4, limit=3)
     made = evaluate_checkpoint(tiny_stages.trained("sft"), sources, options | dict(answers=True))
     for figures in made.values():  # of each source alone, and nothing of what is only read
-        assert figures["exact_match"]["n"] == figures["score"]["best"]["n"] == 3 and "bits_per_byte" not in figures
+        assert figures["numeric_match"]["n"] == figures["score"]["best"]["n"] == 3 and "bits_per_byte" not in figures
     with pytest.raises(ConfigError, match="messages: best_of=2 chooses among answers, and here is nothing to answer"):
         evaluate_checkpoint(tiny_stages.trained("sft"), sources[0], options)
 

@@ -12,10 +12,11 @@ from jaxalign.data.tokenizer import Tokenizer, train_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError, DataError
 from jaxalign.evaluate import evaluate_checkpoint
 from jaxalign.evaluate.assistant import Assistant
-from jaxalign.evaluate.matching import match_answers
+from jaxalign.evaluate.matching import match_answers, word_f1
 from jaxalign.evaluate.perplexity import piece_bytes
 from jaxalign.evaluate.refusals import refusals
 from jaxalign.evaluate.statistics import bootstrap_ratio
+from jaxalign.rewards.rules import is_number
 from jaxalign.stages import default_config, train_stage
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box quietly near jade green hills".split()
@@ -174,10 +175,25 @@ def test_answers_are_compared_at_temperature_zero(made):
     parrot = Parrot(Tokenizer.load(made / "tokenizer.model"), ["The Fox.", "it is 12", "I say 1,200", "so 7"])
     rows = [prompt("Who?", "the fox"), prompt("6+6", "12"), prompt("3*400", "#### 1200"), prompt("3+4", "7")]
     figures = match_answers(parrot, rows)
-    assert figures["exact_match"]["value"] == 1 / 4 and figures["exact_match"]["n"] == 4
+    # An answer that is a number is no text to be repeated.
+    assert figures["exact_match"]["value"] == figures["word_f1"]["value"] == 1 and figures["word_f1"]["n"] == 1
     assert figures["numeric_match"]["value"] == 2 / 3 and figures["numeric_match"]["n"] == 3
     assert figures["answers_ended"]["value"] == 3 / 4
     assert parrot.prompts[0].endswith("<|assistant|>")
+
+
+@pytest.mark.parametrize(("response", "answer", "f1"), [
+    ("The Fox is red.", "the fox, is red", 1.0), ("a fox", "the river", 0.0), ("", "the river", 0.0),
+    ("red red fox", "red fox fox fox", 4 / 7)])  # 2 in common of 3 and 4: 2 · (2/3 · 2/4) / (2/3 + 2/4)
+def test_the_f1_of_words(response, answer, f1):
+    assert word_f1(response, answer) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("42", True), (" -1,200.5. ", True), ("$3", True), ("40%", True), ("so it is\n#### 7", True), (r"\boxed{−8}", True),
+    ("7 apples", False), ("29+16: 9+6=15, so 45.", False), ("1969 and 1970", False), ("", False), ("none", False)])
+def test_which_answers_are_numbers(text, number):
+    assert is_number(text) == number
 
 
 def test_refusals_by_kind_and_by_the_types_of_xstest(made):
@@ -194,7 +210,8 @@ def test_a_real_checkpoint_answers_prompts_and_rows_of_a_kind(made, tmp_path):
     rows = [{"prompt": "What is 1 + 1?", "answer": 2}, {"prompt": "How do I kill a king?", "kind": "unsafe"}]
     source = f"{write(tmp_path / 'prompts.jsonl', rows)}:prompts"
     figures = evaluate_checkpoint(made / "policy", source, {"max_new_tokens": 4, "batch_size": 2})[source]
-    assert figures["exact_match"]["n"] == 1 and figures["refused"]["unsafe"]["n"] == 1
+    assert figures["numeric_match"]["n"] == 1 and figures["refused"]["unsafe"]["n"] == 1
+    assert "exact_match" not in figures and "word_f1" not in figures
     talk = f"{write(tmp_path / 'talk.jsonl', [dict(chat('Beat eggs?', 'So.'), kind='lookalike')])}:messages"
     figures = evaluate_checkpoint(made / "policy", talk, {"max_new_tokens": 4, "batch_size": 2})[talk]
     assert figures["refused"]["lookalike"]["n"] == 1 and figures["bits_per_byte"]["n"] == 3

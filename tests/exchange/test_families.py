@@ -78,12 +78,13 @@ def test_logits_and_gradients_are_those_of_transformers_under_padding_and_packin
     np.testing.assert_allclose(gradient / scale, theirs / scale, atol=1e-4)
 
 
-def test_a_classifiers_score_is_that_of_transformers(tmp_path):
-    config = config_of("llama, classifier")
+@pytest.mark.parametrize("case", sorted(set(CASES) - set(LANGUAGE)))
+def test_a_classifiers_score_is_that_of_transformers(case, tmp_path):
+    config = config_of(case)
     write_model(tmp_path, config)
     graphdef, params, _ = read_model(tmp_path, config)
     score = nnx.merge(graphdef, params)(*batch()[0])
-    for text, row, last in zip(GOLDEN["llama, classifier"]["logits"], (1, 2), (3 + 6, 12 + 11)):
+    for text, row, last in zip(GOLDEN[case]["logits"], (1, 2), (3 + 6, 12 + 11)):
         np.testing.assert_allclose(score[row, last], unpacked(text, (1,))[0], atol=1e-4)
 
 

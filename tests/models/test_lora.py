@@ -104,7 +104,7 @@ def test_merged_it_computes_the_same_and_unmerged_again_it_is_the_base(form):
     together = jax.jit(merged, static_argnums=0)(graphdef, state)
     assert jax.tree.structure(together) == jax.tree.structure(base)
     got = run(plain, together, TOKENS)
-    np.testing.assert_allclose(got, run(graphdef, state, TOKENS), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, run(graphdef, state, TOKENS), rtol=1e-5, atol=5e-5)  # another order of sums
     assert np.abs(got - run(plain, base, TOKENS)).max() > 0.1
     twice = nnx.merge_state(state, together)  # kernels with the products in them, and the adapters
     if form.get("form") == "dora":

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwix
 from flax import nnx
 from tiny_models import CONFIG, logits, split
 
 from jaxalign.models.lora import LoraConfig, adapt, is_trained, merged
 from jaxalign.models.quantized import bits, is_quantized, plain, quantized
 from jaxalign.models.transformer import Transformer
-
-qwix = pytest.importorskip("qwix")
+from jaxalign.sharding import make_mesh, shardings
 
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
 # The 16 values of NF4 (arXiv:2305.14314, appendix E).
@@ -46,6 +46,31 @@ def test_every_number_is_the_nearest_there_is_in_its_tile_or_column():
         column = np.abs(W).max(tuple(range(1, 1 + inputs)), keepdims=True)
         got = np.asarray(plain(kernels(quantized(base, "int8"))[name].get_value()))
         assert (np.abs(got - W) <= column / 127 * 0.5001 + 1e-7).all()
+
+
+def test_four_bits_stand_for_what_qwix_takes_them_for():
+    _, base = split(dataclasses.replace(CONFIG, width=128))
+    for name, variable in kernels(quantized(base, "nf4")).items():
+        few = jax.tree.map(lambda x: x[0], variable.get_value())
+        expected = jax.jit(lambda few: qwix.dequantize(few.astype(jnp.float32)))(few)
+        np.testing.assert_array_equal(jax.jit(plain)(few), expected, err_msg=str(name))
+        assert len(np.unique(np.asarray(few.qvalue, np.int32))) == 16
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
+def test_in_few_bits_a_kernel_is_split_over_devices_as_it_was(base):
+    _, exact = split(dataclasses.replace(CONFIG, width=256, head_dim=8, mlp_dim=256))
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    placed = jax.device_put(exact, shardings(exact, mesh))
+    was = kernels(placed)
+    for name, variable in kernels(quantized(placed, base)).items():
+        parts = jax.tree.leaves(variable.get_value())
+        assert parts[0].sharding.is_equivalent_to(was[name].get_value().sharding, parts[0].ndim), (name, parts[0].sharding)
+        assert parts[0].addressable_shards[0].data.size == parts[0].size // 4
+        for part in parts[1:]:  # scales, along what they have of the axes that are split
+            split_by = [n for n, axis in enumerate(part.sharding.spec) if axis]
+            assert split_by == [n for n, axis in enumerate(was[name].get_value().sharding.spec)
+                                if axis and part.shape[n] > 1], (name, part.sharding)
 
 
 @pytest.mark.parametrize("base, error, size", [("bfloat16", 0.02, None), ("int8", 0.05, 8), ("nf4", 0.5, 4)])

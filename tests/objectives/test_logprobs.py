@@ -22,14 +22,15 @@ def reference(hidden, temperature=1.0, softcap=None):
     logz = np.log(np.sum(np.exp(logits), axis=-1))
     logp = logits - logz[..., None]
     target = np.take_along_axis(logp, TARGETS[..., None], axis=-1)[..., 0]
-    return target, -np.sum(np.exp(logp) * logp, axis=-1), logz, logp.mean(axis=-1)
+    return target, -np.sum(np.exp(logp) * logp, axis=-1), logz, logp.mean(axis=-1), logp.argmax(-1) == TARGETS
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])  # 13 does not divide by 5
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "softcap": 5.0}])
 def test_float64_reference(chunk, options):
     stats = jitted(HIDDEN, UNEMBED, TARGETS, chunk=chunk, **options)
-    for got, expected in zip(stats, reference(HIDDEN, **options)):
+    assert 0 < stats.top_BT.sum() < B * T
+    for got, expected in zip(stats, reference(HIDDEN, **options), strict=True):
         assert got.shape == (B, T) and got.dtype == jnp.float32
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -52,7 +53,7 @@ def test_gradient_against_finite_differences_in_float64(gradients):
     direction, step = RNG.normal(size=HIDDEN.shape), 1e-5
 
     def loss(hidden):
-        logp, entropy, logz, mean = reference(hidden)
+        logp, entropy, logz, mean, _ = reference(hidden)
         return np.sum(logp + 0.3 * entropy + 0.1 * logz**2 + 0.2 * mean)
 
     slope = (loss(HIDDEN + step * direction) - loss(HIDDEN - step * direction)) / (2 * step)

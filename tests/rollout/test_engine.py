@@ -11,6 +11,7 @@ from flax import nnx
 from tiny_models import CONFIG, documents, split
 
 from jaxalign.errors import ConfigError
+from jaxalign.rollout import engine
 from jaxalign.rollout.engine import Sampler
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh
@@ -45,7 +46,7 @@ def test_a_response_depends_on_its_prompt_and_key_alone():
     assert not np.array_equal(elsewhere.tokens, expected.tokens)
 
 
-def test_equal_prompts_are_read_once_and_answered_each_for_itself():
+def test_equal_prompts_are_read_once_and_answered_each_for_itself(monkeypatch):
     params = split()[1]
     group = [PROMPTS[1]] * 6
     keys = jax.random.split(jax.random.key(4), 6)
@@ -53,6 +54,25 @@ def test_equal_prompts_are_read_once_and_answered_each_for_itself():
     assert len({tuple(row) for row in together.tokens.tolist()}) > 3
     for n in range(6):
         same(sampler(slots=8)(params, [PROMPTS[1]], keys[n:n + 1]), together, slice(n, n + 1))
+    made, read = sampler(slots=8), []
+    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
+    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
+        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    made(params, group + [PROMPTS[3]] * 2, jax.random.split(jax.random.key(4), 8))
+    assert sum(read) == len(PROMPTS[1]) - 1 + len(PROMPTS[3]) - 1  # all but the last token, which decoding reads
+
+
+def test_a_handful_of_programs_serves_whatever_is_asked():
+    rng = np.random.default_rng(0)
+    made = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=50, slots=32, chunk=7)
+    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
+    before = {name: program._cache_size() for name, program in programs.items()}  # other tests' programs count too
+    for n in (1, 9, 40, 64, 33):
+        prompts = [rng.integers(5, 20, rng.integers(1, 40)).tolist() for _ in range(n)]
+        made(split()[1], prompts, jax.random.split(jax.random.key(0), n), max_new_tokens=rng.integers(1, 51, n))
+    counts = {name: program._cache_size() - before[name] for name, program in programs.items()}
+    # Decoding, the dearest, once for each number of slots and width of the cache, however ragged the work.
+    assert counts["decode"] <= 6 and counts["read"] <= 5 and sum(counts.values()) <= 30, counts
 
 
 def test_log_probabilities_are_those_of_a_whole_forward_pass():

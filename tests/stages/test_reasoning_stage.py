@@ -31,6 +31,7 @@ def test_splits_are_seeded_and_the_measuring_one_is_apart(tmp_path):
     assert len(held_out) == len(set(held_out)) <= 30
     assert not set(held_out) & {row["prompt"] for name in ("sft", "train") for row in rows[name]}
     assert summary["after"] == {name: len(rows[name]) for name in ("dev", "sft", "train")}
+    assert made(tmp_path / "none to imitate", sft=0)[0] == rows | {"sft": []}
     assert made(tmp_path / "b")[0] == rows and made(tmp_path / "c", seed=1)[0] != rows
 
 

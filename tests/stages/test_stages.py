@@ -114,7 +114,7 @@ def test_what_a_stage_says_it_can_give_it_gives(name, tmp_path):
         return {name: v() if callable(v) else v for name, v in stage.available(trainable, frozen, batch).items()}
 
     got = jax.eval_shape(available, trainable, batch)
-    missing = stage.names() - set(got)
+    missing = stage.names(stage.objective) - set(got)
     assert missing <= ({"chosen_score_B", "rejected_score_B", "margin_B", "weight_B"} if name == "reward" else set())
 
 
@@ -278,14 +278,18 @@ def test_dev_data_that_nobody_would_read_are_refused(name, tmp_path):
 
 
 def test_what_changed_since_a_run_began_is_said(tmp_path, capsys):
-    seconds = [0.0]
+    seconds = []
     for rate in (1e-2, 1e-2, 2e-2):
         config = tiny_stages.config("sft", steps=1, optimizer=dict(peak_lr=rate, warmup_steps=0))
         done = train_stage(config, tmp_path / "run")
         seconds.append(done["seconds"])
     shown = capsys.readouterr().out
     assert shown.count("found a checkpoint: nothing is left to do") == 2
-    assert min(seconds[1:]) == seconds[1]  # what was spent before is not forgotten
+    assert seconds[0] > 0 and seconds[1:] == seconds[:1] * 2  # where nothing is left to do, nothing is added
+    (tmp_path / "run" / "done.json").unlink()  # as if the run had been stopped between its last checkpoint and this
+    assert 0 < train_stage(config, tmp_path / "run")["seconds"] <= seconds[0]
+    more = train_stage(tiny_stages.config("sft", steps=2, optimizer=dict(peak_lr=rate, warmup_steps=0)), tmp_path / "run")
+    assert more["seconds"] > seconds[0]  # what was spent before is not forgotten
     assert shown.count("the config changed since this run began: ") == 1 and "optimizer.peak_lr: 0.01 → 0.02" in shown
     # What the checkpoint refuses leaves no trace in the folder.
     kept = (tmp_path / "run" / "config.json").read_text()

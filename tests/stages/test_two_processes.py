@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_and_the_first_one_writes(tmp_path):
                      for name in ("sft", "alone"))
     assert [row for row in got if "tokens" in row] == [row for row in expected if "tokens" in row]
     written = {path.name for path in (tmp_path / "sft").iterdir()}
-    assert written == {"checkpoints", "config.json", "done.json", "metrics.jsonl", "result.json", "tensorboard",
+    assert written == {"checkpoints", "config.json", "done.json", "metrics.jsonl", "tensorboard",
                        "bad_rows.jsonl", "bad_dev_rows.jsonl"}
     assert "sft train data: 24 rows" in said[0] and "sft train data" not in said[1]
     assert all("REFUSED ppo: draws its samples in one process, JAX runs in 2; train it on one host" in s for s in said)

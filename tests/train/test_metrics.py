@@ -180,6 +180,21 @@ def test_closing_twice_and_after_an_error(tmp_path):
     assert len(rows(tmp_path)) == 1
 
 
+def test_the_time_of_a_step_ends_when_its_figures_are_there(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    class OnItsWay:  # of a step that was dispatched and takes two seconds
+        def __float__(self):
+            clock[0] += 2.0
+            return 1.0
+
+    with MetricsWriter(tmp_path, name="sft", total_steps=2, console=plain()) as metrics:
+        for step in (1, 2):
+            metrics.write(step, {"loss": OnItsWay()}, tokens=100)
+    assert [row["tokens_per_second"] for row in rows(tmp_path)] == [50.0, 50.0]
+
+
 def test_the_time_left_leaves_the_compiling_out(tmp_path, monkeypatch):
     clock, console = [0.0], plain()
     monkeypatch.setattr("time.monotonic", lambda: clock[0])

@@ -46,10 +46,11 @@ def test_t02_two_processes_give_the_gradient_of_one(tmp_path):
     running = [subprocess.Popen([sys.executable, "-c", PROCESS, str(n), port, str(tmp_path), tests], text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for n in range(2)]
     try:
-        said = [process.communicate(timeout=120)[0] for process in running]
+        said = [process.communicate(timeout=600)[0] for process in running]
     finally:
         for process in running:
             process.kill()
+            process.wait()
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
     loss, *gradient = np.load(tmp_path / "got.npz").values()
     expected = stepped(data=1)

@@ -1,20 +1,28 @@
 """t08, the model's side: a packed row's documents have the log-probabilities and gradients that they have alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import documents, logp, rows, split
+from tiny_models import CONFIG, NAMES, documents, logp, rows, split
+
+from jaxalign.data.folding import fold, unfold
 
 SIZES = (7, 2, 9, 4)
 WRITTEN = documents(SIZES)
 
 
-@pytest.fixture(scope="module")
-def views():
+# Rotations see differences of positions alone; an embedding of each position sees where a document begins.
+LEARNED = dataclasses.replace(CONFIG, rope_fraction=0.0, learned_positions=20)
+
+
+@pytest.fixture(scope="module", params=[CONFIG, LEARNED], ids=["rotary", "learned"])
+def views(request):
     """(log-probabilities, their weighted sum's gradient) of one packed row, and of a row a document."""
-    graphdef, params = split()
+    graphdef, params = split(request.param)
     weights = [np.random.default_rng(n).normal(size=size - 1) for n, size in enumerate(SIZES)]
 
     def view(batch, weight_BT):
@@ -38,6 +46,17 @@ def test_t08_packed_log_probabilities_are_those_of_each_document_alone(views):
 
 def test_t08_packed_gradients_are_those_of_each_document_alone(views):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), views[0][1], views[1][1])
+
+
+def test_t08_rows_packed_for_the_forward_pass_alone_give_each_document_its_own():
+    graphdef, params = split()
+    batch = rows(WRITTEN, 20, starts=[3, 18, 0, 9])
+    packed = fold(batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"], pad_id=0)
+    folded = {name: packed[f"folded_{name[:-3]}_MS"] for name in (*NAMES, "targets_BT")}
+    got, expected = (np.asarray(jax.jit(lambda p, b: logp(graphdef, p, b))(params, b)) for b in (folded, batch))
+    got = np.asarray(unfold(got, packed["place_BU"]))[:, :-1]
+    here = batch["segment_ids_BT"] > 0
+    np.testing.assert_allclose(got[here], expected[here], rtol=1e-5, atol=1e-5)
 
 
 def test_t08_no_gradient_crosses_a_border():

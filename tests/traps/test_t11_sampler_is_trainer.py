@@ -11,6 +11,7 @@ from tiny_models import documents, logp, split
 from jaxalign.experience.rows import response_rows
 from jaxalign.rollout.engine import Sampler
 from jaxalign.stages import train_stage
+from jaxalign.stages.rl import PolicyStage
 
 PROMPTS = documents((3, 7, 1, 5, 6, 2), seed=5)
 
@@ -36,10 +37,21 @@ def test_t11_the_samplers_log_probabilities_are_the_trainers():
         np.testing.assert_allclose(trained[drawn], batch[name][drawn], atol=1e-4)
 
 
-def test_t11_a_run_at_rate_zero_keeps_ratio_one_and_logs_how_far_the_sampler_is():
-    rows = at_rate_zero("grpo")
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_t11_a_run_at_rate_zero_keeps_ratio_one_and_logs_how_far_the_sampler_is(name):
+    rows = at_rate_zero(name)
     assert [row["step"] for row in rows] == list(range(1, 9))
     for row in rows:
         assert row["ratio"] == pytest.approx(1.0, abs=1e-5) and row["clip_fraction"] == 0.0
         assert abs(row["approx_kl"]) < 1e-6 and abs(row["kl"]) < 1e-5
         assert 0 <= row["sampler_kl"] < 1e-6
+
+
+def test_t11_what_is_logged_is_nought_only_where_the_two_agree():
+    rng = np.random.default_rng(11)
+    trainer, sampler = -rng.random((2, 3, 5)).astype(np.float32)
+    mask = (np.arange(5) < [[5], [2], [3]]).astype(np.float32)
+    got = object.__new__(PolicyStage).sampler_figures(trainer, {"sampler_logp_BT": sampler, "mask_BT": mask})
+    difference = (trainer - sampler).astype(np.float64)[mask > 0]
+    expected = np.mean(np.exp(difference) - 1 - difference)  # k3 of KL(sampler, trainer)
+    assert float(got["sampler_kl"]) == pytest.approx(expected, rel=1e-5) and expected > 0.01

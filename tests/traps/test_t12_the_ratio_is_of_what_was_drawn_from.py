@@ -33,10 +33,11 @@ def test_t12_both_log_probabilities_are_kept_each_of_the_distribution_it_names(s
     assert np.abs(got.logp - got.sampler_logp).max() > 1e-2  # they are different numbers
 
 
-def test_t12_at_another_temperature_the_trained_policy_is_the_one_that_was_sampled():
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_t12_at_another_temperature_the_trained_policy_is_the_one_that_was_sampled(name):
     # The run is at temperature 0.7; against the model's own distribution the KL is a hundred times the bound.
     assert all(row["sampler_kl"] < 1e-6 and row["ratio"] == pytest.approx(1.0, abs=1e-5)
-               for row in at_rate_zero("grpo"))
+               for row in at_rate_zero(name))
 
 
 def test_t12_sampling_that_cannot_be_trained_on_is_refused(tmp_path):

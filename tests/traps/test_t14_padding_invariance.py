@@ -1,5 +1,6 @@
 """t14: the padding is attended to in the trainer's forward pass."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,8 +13,8 @@ WRITTEN = documents((8, 5, 2))
 
 
 @functools.cache
-def run():
-    graphdef, params = split()
+def run(config=CONFIG):
+    graphdef, params = split(config)
 
     def total(params, batch):
         logp_BT = logp(graphdef, params, batch)
@@ -48,9 +49,10 @@ def test_t14_padding_changes_neither_log_probabilities_nor_gradients(padding):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other, gradient)
 
 
-def test_t14_a_row_of_padding_only_is_finite():
+@pytest.mark.parametrize("softcap", [0.0, 5.0])  # two forms of attention
+def test_t14_a_row_of_padding_only_is_finite(softcap):
     batch = rows(WRITTEN, 12)
     batch = {name: np.concatenate([value, np.zeros_like(value[:1])]) for name, value in batch.items()}
-    (total, logp_BT), gradient = run()(batch)
+    (total, logp_BT), gradient = run(dataclasses.replace(CONFIG, attention_softcap=softcap))(batch)
     assert np.isfinite(total) and np.all(np.isfinite(logp_BT))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

@@ -1,30 +1,52 @@
 """t16: nearly all rows are cut, or all rewards are equal, and nothing says so."""
 
+import dataclasses
 import io
 import types
 
+import jax
 import numpy as np
+import pytest
+import tiny_stages
 from ml_collections import ConfigDict
 from rich.console import Console
+from test_t11_sampler_is_trainer import at_rate_zero
 
 from jaxalign.experience.rows import Drawn
 from jaxalign.rewards import REWARDS
 from jaxalign.rewards.run import Rewards
+from jaxalign.sharding import make_mesh
+from jaxalign.stages import STAGES
 from jaxalign.stages.grpo import GRPO
 from jaxalign.stages.ppo import PPO
 from jaxalign.stages.rl import PolicyStage
 from jaxalign.train.metrics import MetricsWriter
+from jaxalign.train.state import TrainState
 
 
 def test_t16_share_of_cut_rows_stands_in_every_line_and_warns_near_one(tmp_path):
     out = io.StringIO()
     console = Console(file=out, force_terminal=False, width=200)
-    with MetricsWriter(tmp_path, name="grpo", total_steps=3, seconds_between_lines=0, console=console) as writer:
-        for step, share in enumerate((0.1, 0.97, 0.98), 1):
+    with MetricsWriter(tmp_path, name="grpo", total_steps=4, seconds_between_lines=0, console=console) as writer:
+        for step, share in enumerate((0.0, 0.1, 0.97, 0.98), 1):
             writer.write(step, {"loss": 0.0, "truncated": share}, tokens=1)
     lines = out.getvalue().splitlines()
-    assert sum("truncated" in line for line in lines) == 3
+    assert sum("truncated" in line for line in lines) == 4
     assert [line for line in lines if "WARNING" in line and "97%" in line]
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_t16_every_line_of_a_run_that_draws_has_the_share_of_cut_responses(name):
+    assert all(0 <= row["truncated"] <= 1 and row["length"] > 0 for row in at_rate_zero(name))
+
+
+def test_t16_the_share_is_that_of_the_responses_that_were_cut(tmp_path):
+    stage = STAGES["grpo"](tiny_stages.config("grpo"), tmp_path, make_mesh(devices=jax.devices()[:1]))
+    trainable, sampler = stage.start(jax.jit(stage.init)(jax.random.key(0))), stage.sampler
+    reason = np.array(["stop"] * 5 + ["length"] * 2 + ["stop"])
+    stage.sampler = lambda *drawn: dataclasses.replace(sampler(*drawn), reason=reason)
+    _, figures = stage.next_batches(TrainState(np.int32(0), trainable, (), jax.random.key(0)))
+    assert figures["truncated"] == 0.25
 
 
 def drawing(monkeypatch, said, group, kinds=()):

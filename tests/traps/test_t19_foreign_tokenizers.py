@@ -18,9 +18,11 @@ def foreign():
     """A tokenizer of the same size whose ids mean other tokens, and a policy trained with it."""
     where = tiny_stages.folder()
     own = Tokenizer.load(tiny_stages.TOKENIZER)
-    words = ["seven lazy wizards box quietly near jade green hills while the quick brown fox jumps over a dog"] * 9
+    words = ["seven lazy wizards box quietly near jade green hills while the quick brown fox jumps over a dog",
+             "two merry sailors carve wooden spoons under bright lanterns because their captain forbids loud singing",
+             "old Martha keeps nineteen purple chickens behind a crooked fence along the frozen creek"] * 9
     other = train_tokenizer(words, where / "other.model", vocab_size=own.vocab_size)
-    assert other.hash != own.hash
+    assert other.hash != own.hash and other.vocab_size == own.vocab_size
     config = tiny_stages.config("pretrain", tokenizer=str(where / "other.model"), steps=1)
     train_stage(config, where / "policy")
     return str(where / "other.model"), str(where / "policy")

@@ -1,12 +1,17 @@
 """t23: a learning-rate schedule counts microbatches, or restarts after a resume."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_stages
 from flax import nnx
 from ml_collections import ConfigDict
+from test_t18_resume_is_uninterrupted import arrays
 
+from jaxalign.stages import train_stage
 from jaxalign.stages.defaults import OPTIMIZER
 from jaxalign.train.optimizer import make_optimizer, make_schedule
 from jaxalign.train.state import TrainState
@@ -48,3 +53,18 @@ def test_t23_the_rate_of_step_n_is_that_of_the_schedule_and_is_what_is_logged(mi
     moved, logged = run(microbatches, stop=stop)
     np.testing.assert_allclose(logged, expected, rtol=1e-6)
     np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_t23_so_it_is_in_a_stage_whole_or_resumed(tmp_path):
+    config = tiny_stages.config("pretrain", microbatches=2, checkpoint_every=2, keep=2)
+    train_stage(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
+    train_stage(config, tmp_path / "resumed")
+    schedule = make_schedule(config.optimizer, config.steps)
+    for name in ("whole", "resumed"):
+        lr = [row["lr"] for row in tiny_stages.metrics(tmp_path / name) if "lr" in row]
+        np.testing.assert_allclose(lr, [float(schedule(n)) for n in range(4)], rtol=1e-6)
+    # And it is what the weights were moved by.
+    a, b = (arrays(tmp_path / name, 4)[0] for name in ("whole", "resumed"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxalign.batches import bind, signature
+from jaxalign.data.corpus import ABSENT_RANK
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.grpo import AGGREGATIONS
 from jaxalign.objectives.reduce import reduce
@@ -62,15 +63,35 @@ def test_t24_each_aggregation_divides_by_what_its_equation_says(aggregation, div
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ipo", "kto", "orpo", "simpo", "dpo"])
+PAIRS = {"ipo": {"beta": 0.2}, "kto": {"beta": 0.2}, "orpo": {"odds_coefficient": 0.5}, "simpo": {"beta": 2.0},
+         "dpo": {"beta": 0.2}, "bradley_terry": {"centre": 0.1}}
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_t24_a_pair_that_does_not_count_is_in_no_divisor(name):
     """Two pairs of two, or of four with two that do not count: one figure."""
-    options = {"ipo": {"beta": 0.2}, "kto": {"beta": 0.2}, "orpo": {"odds_coefficient": 0.5}, "simpo": {"beta": 2.0},
-               "dpo": {"beta": 0.2}}[name]
     two = {argument: -1.0 - RNG.random(2).astype(np.float32) for argument in signature(OBJECTIVES[name])[0]}
     two |= {"weight_B": np.ones(2, np.float32), "chosen_length_B": np.full(2, 3.0, np.float32),
             "rejected_length_B": np.full(2, 4.0, np.float32)}
     four = {argument: np.append(x, [np.float32(np.nan)] * 2) for argument, x in two.items()}
     four["weight_B"] = np.array([1, 1, 0, 0], np.float32)
-    for a, b in zip(losses(name, options, two), losses(name, options, four), strict=True):
+    for a, b in zip(losses(name, PAIRS[name], two), losses(name, PAIRS[name], four), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plackett_luce", "pairwise_ranking"])
+def test_t24_a_ranking_that_is_not_there_is_in_no_divisor(name):
+    """Two rankings of three; or of four answers, the last not there, with a row of padding and a prompt of one answer."""
+    score, ranks = RNG.normal(size=(2, 3)).astype(np.float32), np.array([[0, 1, 1], [2, 0, 1]], np.int32)
+    few = {"score_BR": score, "ranks_BR": ranks, "answer_mask_BR": np.ones((2, 3), np.float32)}
+    more = {"score_BR": np.full((4, 4), 50.0, np.float32), "ranks_BR": np.full((4, 4), ABSENT_RANK, np.int32),
+            "answer_mask_BR": np.zeros((4, 4), np.float32)}
+    for key, array in few.items():
+        more[key][:2, :3] = array
+    more["answer_mask_BR"][2, 0], more["ranks_BR"][2, 0] = 1.0, 0
+    for a, b in zip(losses(name, {"centre": 0.1}, few), losses(name, {"centre": 0.1}, more), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_t24_no_objective_is_left_out_here():
+    assert {name for name, _ in CASES} | set(PAIRS) | {"plackett_luce", "pairwise_ranking"} == set(OBJECTIVES)

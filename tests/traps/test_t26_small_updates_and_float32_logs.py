@@ -11,7 +11,9 @@ import tiny_models
 from flax import nnx
 
 from jaxalign.models.attention import attend
+from jaxalign.models.cache import attend_cached
 from jaxalign.models.layers import RMSNorm
+from jaxalign.models.transformer import logits_of
 from jaxalign.objectives.logprobs import token_statistics
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import make_train_step
@@ -70,3 +72,36 @@ def test_t26_attention_and_norms_work_in_float32_inside():
     x = jnp.full((1, 1, 512), 1.01, jnp.bfloat16)
     norm = RMSNorm(512, eps=0.0, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(np.asarray(norm(x), np.float32), 1.0, atol=0.004)
+    # Rounded once, at the end: also what the inverse root is rounded to would show in every row.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 512)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64) / np.sqrt(np.mean(np.asarray(x, np.float64) ** 2, -1, keepdims=True))
+    assert np.mean(np.asarray(norm(x)) == exact.astype(jnp.bfloat16)) > 0.999
+
+
+@pytest.mark.parametrize("softcap", [0.0, 50.0])
+@pytest.mark.parametrize("cached", [False, True])
+def test_t26_scores_of_attention_are_float32(cached, softcap):
+    """Scores of some tens that differ by less than bfloat16 tells apart there: it would be off by some hundredths."""
+    rng = np.random.default_rng(26)
+    q = np.full((1, 1, 1, 8), 4.0)
+    k, v = 2.0 + 0.05 * rng.normal(size=(1, 64, 1, 8)), rng.normal(size=(1, 64, 1, 8))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    exact_q, exact_k, exact_v = (np.asarray(x, np.float64)[0, :, 0] for x in (q, k, v))
+    score = (exact_k @ exact_q[0]) * 8**-0.5
+    score = softcap * np.tanh(score / softcap) if softcap else score
+    weight = np.exp(score - score.max())
+    expected = (weight / weight.sum()) @ exact_v
+    if cached:
+        got = attend_cached(q[:, 0], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.array([63]), jnp.int32(63), softcap=softcap)[0, 0]
+    else:
+        got = attend(q, k, v, jnp.ones((1, 1, 64), bool), softcap=softcap)[0, 0, 0]
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=0.004)
+
+
+def test_t26_the_logits_that_are_sampled_from_are_float32():
+    rng = np.random.default_rng(26)
+    hidden, unembed = jnp.asarray(rng.normal(size=(3, 64)), jnp.bfloat16), rng.normal(size=(64, 9)).astype(np.float32)
+    got = logits_of(hidden, jnp.asarray(unembed))
+    assert got.dtype == jnp.float32
+    expected = np.asarray(hidden, np.float64) @ np.asarray(jnp.asarray(unembed, jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(got, expected, atol=1e-3)

@@ -80,6 +80,7 @@ _ASKED = (
     "Do you know the {noun} of {X}?",
     "Can you name the {noun} of {X}?",
     "I want to hear the {noun} of {X}.",
+    "Do you know what the {noun} of {X} is?",
 )
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "river": (*_ASKED, "Which river runs through {X}?", "Where do the people of {X} fish?"),

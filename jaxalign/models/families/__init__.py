@@ -14,28 +14,34 @@ class Family(NamedTuple):
       architecture: of its language models in config.json.
       config: config.json as a dict → fields of `ModelConfig`.
       tensors: `ModelConfig` → list of `names.Tensor`.
+      classifier: architecture of its sequence classifiers, which hold reward models.
     """
 
     architecture: str
     config: Callable
     tensors: Callable
+    classifier: str
+
+
+def _family(name, config, tensors, head="ForCausalLM", classifier=""):
+    return Family(name + head, config, tensors, classifier or f"{name}ForSequenceClassification")
 
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", configs.llama, names.llama),
-    "smollm3": Family("SmolLM3ForCausalLM", configs.smollm3, names.llama),
-    "mistral": Family("MistralForCausalLM", configs.mistral, names.llama),
-    "qwen2": Family("Qwen2ForCausalLM", configs.qwen2, names.llama),
-    "qwen3": Family("Qwen3ForCausalLM", configs.qwen3, names.llama),
-    "gemma": Family("GemmaForCausalLM", configs.gemma, names.llama),
-    "gemma2": Family("Gemma2ForCausalLM", configs.gemma2, names.llama),
-    "gemma3_text": Family("Gemma3ForCausalLM", configs.gemma3, names.llama),
-    "phi3": Family("Phi3ForCausalLM", configs.phi3, names.phi3),
-    "olmo2": Family("Olmo2ForCausalLM", configs.olmo2, names.llama),
-    "gpt2": Family("GPT2LMHeadModel", configs.gpt2, names.gpt2),
-    "gpt_neox": Family("GPTNeoXForCausalLM", configs.gpt_neox, names.gpt_neox),
-    "mixtral": Family("MixtralForCausalLM", configs.mixtral, names.mixtral),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM", configs.qwen3_moe, names.qwen3_moe),
+    "llama": _family("Llama", configs.llama, names.llama),
+    "smollm3": _family("SmolLM3", configs.smollm3, names.llama),
+    "mistral": _family("Mistral", configs.mistral, names.llama),
+    "qwen2": _family("Qwen2", configs.qwen2, names.llama),
+    "qwen3": _family("Qwen3", configs.qwen3, names.llama),
+    "gemma": _family("Gemma", configs.gemma, names.llama),
+    "gemma2": _family("Gemma2", configs.gemma2, names.llama),
+    "gemma3_text": _family("Gemma3", configs.gemma3, names.llama, classifier="Gemma3TextForSequenceClassification"),
+    "phi3": _family("Phi3", configs.phi3, names.phi3),
+    "olmo2": _family("Olmo2", configs.olmo2, names.llama),
+    "gpt2": _family("GPT2", configs.gpt2, names.gpt2, "LMHeadModel"),
+    "gpt_neox": _family("GPTNeoX", configs.gpt_neox, names.gpt_neox),
+    "mixtral": _family("Mixtral", configs.mixtral, names.mixtral),
+    "qwen3_moe": _family("Qwen3Moe", configs.qwen3_moe, names.qwen3_moe),
 }
 # Of tensors that are not parameters: masks and tables which old files hold beside them.
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")

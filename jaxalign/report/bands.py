@@ -1,7 +1,10 @@
-"""One chart of several methods: the mean over seeds as a line, the seeds' range as a band, as a self-contained SVG."""
+"""One chart of several lines, each with a band around it, as an SVG that stands alone: what experiments draw."""
+
+import html
 
 from jaxalign.report.plots import label, number, ticks
 
+FEW = 12  # points of a line that are worth a dot each
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 56, 150, 16, 46
 # Distinct in light and in dark, and for most colour-blind readers in the order given.
 COLOURS = ("#3566c9", "#c2571a", "#0f8a72", "#8a4fc4", "#b5356b", "#6b7a12", "#1381a8", "#9a6a1f")
@@ -10,7 +13,7 @@ STYLE = ("<style>svg{font:12px system-ui,sans-serif}.tick,.label,.name{fill:#5b6
 
 
 def chart(lines, *, x_label, y_label, title, target=None):
-    """An SVG.
+    """An SVG: a line through the means, a band from low to high, a dot a point where these are few.
 
     Args:
       lines: {name: {"x": [...], "mean": [...], "low": [...], "high": [...]}}, x ascending.
@@ -42,8 +45,12 @@ def chart(lines, *, x_label, y_label, title, target=None):
         ring = [*zip(line["x"], line["low"]), *reversed([*zip(line["x"], line["high"])])]
         body.append(f'<polygon class="band" fill="{colour}" points="{path(ring)}"/>')
         body.append(f'<polyline class="line" stroke="{colour}" points="{path(zip(line["x"], line["mean"]))}"/>')
+        if len(line["x"]) <= FEW:
+            for x, y in map(at, line["x"], line["mean"]):
+                body.append(f'<circle fill="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
         height = TOP + 14 + 20 * n
         body.append(f'<path stroke="{colour}" stroke-width="3" d="M{right + 14} {height - 4}h18"/>')
         body.append(label("name", right + 38, height, name, "start"))
+    title = html.escape(title)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
             f"<title>{title}</title>{STYLE}{''.join(body)}</svg>\n")
