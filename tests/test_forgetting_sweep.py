@@ -57,12 +57,13 @@ def sets(tmp_path, monkeypatch):
     return root
 
 
-def test_both_recipes_are_swept_measured_and_not_run_twice(experiment, sets, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("tasks", [["code"], pytest.param(["code", "code_sft"], marks=pytest.mark.slow)])
+def test_a_recipe_is_swept_measured_and_not_run_twice(tasks, experiment, sets, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    chosen = dict(tasks=["code", "code_sft"], shares=(0.0, 0.5), changes=CHANGES)
+    chosen = dict(tasks=tasks, shares=(0.0, 0.5), changes=CHANGES)
     outcomes = experiment.main(run, **chosen)
     assert [(each["task"], each["replay"], each["rate"]) for each in outcomes] == [
-        (task, *what) for task in chosen["tasks"] for what in ((0, 1), (0.5, 1), (0, experiment.GENTLE))]
+        (task, *what) for task in tasks for what in ((0, 1), (0.5, 1), (0, experiment.GENTLE))]
     for each in outcomes:
         # The way of the stage and that of the experiment to the same figure: the first as it trained, the other read back.
         for domain in ("old", "new"):
@@ -70,17 +71,17 @@ def test_both_recipes_are_swept_measured_and_not_run_twice(experiment, sets, tmp
             assert change["value"] == pytest.approx(nll["after"] - nll["before"], abs=1e-4) and abs(change["value"]) > 1e-4
             assert change["ci95"][0] <= change["value"] <= change["ci95"][1] and change["n"] > 20
     starts = [each["old"]["nll"]["before"] for each in outcomes]
-    assert starts[0] == starts[1] == starts[2] != starts[3] == starts[4] == starts[5]
+    assert [len(set(starts[n:n + 3])) for n in range(0, len(starts), 3)] == [1] * len(tasks) == [1] * len(set(starts))
     monkeypatch.setattr(experiment, "train_stage", None)
     assert experiment.main(run, **chosen) == outcomes
     assert "code-replay0.5-rate1 ── done, skipped" in capsys.readouterr().out
     assert json.loads((run / "result.json").read_text())["runs"] == outcomes
     for domain in ("old", "new"):
         words = "".join(xml.etree.ElementTree.parse(run / f"{domain}.svg").getroot().itertext())
-        assert "code" in words and "code_sft" in words
+        assert all(task in words for task in tasks)
     readme = (run / "README.md").read_text()
-    assert readme.startswith("# ") and readme.count("## Figures\n") == 1 and readme.count("| the start |") == 2
-    assert readme.count("| 0.5 | 1 |") == 2 and readme.count("| 0 | × 0.25 |") == 2
+    assert readme.startswith("# ") and readme.count("## Figures\n") == 1 and readme.count("| the start |") == len(tasks)
+    assert readme.count("| 0.5 | 1 |") == len(tasks) == readme.count("| 0 | × 0.25 |")
 
 
 def test_the_recipes_are_whole_configs_and_the_share_is_that_of_the_old(experiment, sets, tmp_path):

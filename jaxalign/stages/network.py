@@ -1,6 +1,7 @@
 """One network of a stage: trained whole, or frozen under adapters that are trained beside it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +26,14 @@ class Network:
 
     def __init__(self, cls, model_config, lora=OFF):
         self.cls, self.model_config, self.lora = cls, model_config, lora
-        self.graphdef, self.abstract = nnx.split(nnx.eval_shape(lambda: self._module(jax.random.key(0))))
-        self.adapted, self.trained = self.graphdef, self.abstract
-        if lora.rank:
-            made = nnx.eval_shape(lambda: self._adapt(self._module(jax.random.key(0)), jax.random.key(0)))
-            self.adapted, whole = nnx.split(made)
-            self.trained, _ = nnx.split_state(whole, is_trained, ...)
+        self.graphdef, self.abstract, self.adapted, self.trained = _forms(cls, model_config, lora)
 
     def init(self, key):
         """What is trained, freshly drawn. Pure."""
-        module = self._module(key)
+        module = _module(self.cls, self.model_config, key)
         if not self.lora.rank:
             return nnx.split(module)[1]
-        return nnx.split(self._adapt(module, jax.random.fold_in(key, 1)), is_trained, ...)[1]
+        return nnx.split(_adapted(module, self.lora, jax.random.fold_in(key, 1)), is_trained, ...)[1]
 
     def merge(self, params):
         """The module of a whole state, plain or adapted: which of the two it is the state says."""
@@ -60,11 +56,24 @@ class Network:
     def _measured(self, trained, base):
         return nnx.split_state(with_magnitudes(self.adapted, joined(base, trained)), is_trained, ...)[0]
 
-    def _module(self, key):
-        return self.cls(self.model_config, rngs=nnx.Rngs(params=key))
 
-    def _adapt(self, module, key):
-        return adapt(module, self.lora, rngs=nnx.Rngs(params=key))
+def _module(cls, model_config, key):
+    return cls(model_config, rngs=nnx.Rngs(params=key))
+
+
+def _adapted(module, lora, key):
+    return adapt(module, lora, rngs=nnx.Rngs(params=key))
+
+
+@functools.lru_cache(maxsize=32)
+def _forms(cls, model_config, lora):
+    """What a `Network` has of graphdefs and abstract states. A stage asks for the same several times, and tracing takes long."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: _module(cls, model_config, jax.random.key(0))))
+    if not lora.rank:
+        return graphdef, abstract, graphdef, abstract
+    made = nnx.eval_shape(lambda: _adapted(_module(cls, model_config, jax.random.key(0)), lora, jax.random.key(0)))
+    adapted, whole = nnx.split(made)
+    return graphdef, abstract, adapted, nnx.split_state(whole, is_trained, ...)[0]
 
 
 def joined(base, trained):

@@ -43,6 +43,8 @@ def quickstart(**changes):
                     config.stages[name][key] = value
         if name not in ("world", "tokenizer", "claims"):
             config.stages[name].mesh.update(data=1)
+            if "model" in config.stages[name]:
+                config.stages[name].model.unroll = 1  # so little runs that compiling it takes longer
     return config
 
 

@@ -75,7 +75,7 @@ def trained(stage, precision, correction):
     return tiny_stages.metrics(workdir)
 
 
-@pytest.mark.parametrize("stage, precision", [("grpo", "int8"), ("ppo", "bfloat16")])
+@pytest.mark.parametrize("stage, precision", [("grpo", "int8"), pytest.param("ppo", "bfloat16", marks=pytest.mark.slow)])
 def test_a_run_that_draws_in_lower_precision_logs_how_far_off_it_is_and_weights_its_tokens(stage, precision):
     rows, exact = trained(stage, precision, "token"), trained(stage, "model", "token")
     assert len(rows) == 4

@@ -184,7 +184,7 @@ def test_a_long_answer_costs_in_the_reward_and_the_kl_of_the_reward_is_its_own_s
         stage = stage_of(tmp_path, advantage_scale="none", **changes)
         trainable = stage.start(jax.jit(stage.init)(jax.random.key(0)))
         frozen = {"reference": jax.tree.map(lambda x: 1.1 * x, trainable["policy"])}
-        made[name] = {k: np.asarray(v) for k, v in stage.targets(trainable, frozen, rows)[0].items()}
+        made[name] = {k: np.asarray(v) for k, v in jax.jit(stage.targets)(trainable, frozen, rows)[0].items()}
     assert made["plain"]["reward_B"].tolist() == [1] * 4 and not made["plain"]["advantage_BT"].any()
     np.testing.assert_allclose(made["long"]["reward_B"], [0, 1 / 3, 2 / 3, 1], rtol=1e-5)  # the last three of six
     cost = 2.0 * ((made["kl"]["old_logp_BT"] - made["kl"]["ref_logp_BT"]) * mask).sum(1)

@@ -114,7 +114,7 @@ def test_a_reward_model_that_was_trained_whole_has_weights_of_its_own(tmp_path):
     assert all(frozen[path].get_value() is variable.get_value() for path, variable in base.items())
 
 
-@pytest.mark.parametrize("form", ["lora", "dora"])
+@pytest.mark.parametrize("form", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_a_stage_begins_as_its_parent_and_goes_on_with_its_adapters(form, tmp_path):
     lora = LORA | dict(form=form)
     stage, trainable = made("sft", tmp_path / "sft", lora=lora)
@@ -152,7 +152,8 @@ def test_adapters_learn(name, changes, tmp_path):
         assert done["before"][figure] == pytest.approx(np.log(2), abs=1e-4)  # the policy is its reference
 
 
-@pytest.mark.parametrize("form, base", [("lora", "float32"), ("dora", "float32"), ("lora", "nf4"), ("dora", "int8")])
+@pytest.mark.parametrize("form, base", [("dora", "float32"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+    ("lora", "float32"), ("lora", "nf4"), ("dora", "int8")))])
 def test_eight_devices_are_one(form, base, tmp_path):
     after, axes = {}, {}
     for devices, mesh in ((1, dict(data=1)), (8, dict(data=2, fsdp=2, tensor=2))):

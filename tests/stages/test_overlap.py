@@ -47,7 +47,7 @@ def off_policy_by_hand(name, folder):
     return state, batches_of_all
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_overlapped_training_is_the_off_policy_order_one_after_the_other(name, tmp_path):
     by_hand, _ = off_policy_by_hand(name, tmp_path / "by_hand")
     stage, config = made(name, tmp_path / "other", overlap=True)

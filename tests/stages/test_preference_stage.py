@@ -60,15 +60,20 @@ def test_an_objective_that_asks_for_no_reference_has_none(name, passes, tmp_path
     assert len(seen) == passes
 
 
+def loss_of(stage):
+    """(trainable, frozen, batch) → the loss."""
+    return jax.jit(lambda *x: reduce(stage.loss_fn(*x, jax.random.key(0)).terms)[0])
+
+
 def logp_of(stage, policy, tokens, targets, mask):
     """Summed log-probability of one sequence alone, by a plain forward pass of its own."""
     inside = np.flatnonzero(mask).max() + 1
     rows = {"tokens_BT": tokens[None, :inside], "targets_BT": targets[None, :inside],
             "positions_BT": np.arange(inside)[None], "segment_ids_BT": np.ones((1, inside), np.int32)}
-    return float((stage.statistics(policy, rows).logp_BT[0] * mask[:inside]).sum())
+    return float((jax.jit(stage.statistics)(policy, rows).logp_BT[0] * mask[:inside]).sum())
 
 
-@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("fold", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ktos_reference_point_is_the_mean_over_mismatched_answers(fold, tmp_path):
     stage, trainable = started("kto", tmp_path, fold=fold)
     assert stage.kind == "unpaired"
@@ -84,8 +89,8 @@ def test_ktos_reference_point_is_the_mean_over_mismatched_answers(fold, tmp_path
         expected = max(0.0, np.mean(ratio))
         np.testing.assert_allclose(batch["reference_point_B"], np.full(4, expected), rtol=1e-3, atol=1e-4)
         # The dev data, which no step prepares, by the other way to the same number.
-        loss = stage.loss_fn(policy, stage.frozen, stage.prepared(raw, "dev"), jax.random.key(0))
-        point = reduce(loss.metrics)[1]["reference_point"]
+        metrics = jax.jit(lambda *x: reduce(stage.loss_fn(*x, jax.random.key(0)).metrics)[1])
+        point = metrics(policy, stage.frozen, stage.prepared(raw, "dev"))["reference_point"]
         np.testing.assert_allclose(point, expected, rtol=1e-3, atol=1e-4)
         assert batch["tokens_BRT"].shape[1] == 1
         assert (np.mean(ratio) > 1e-2) == (away == "reference")
@@ -94,8 +99,7 @@ def test_ktos_reference_point_is_the_mean_over_mismatched_answers(fold, tmp_path
 def test_an_untrained_policy_has_no_reward_and_its_reference_point_is_zero(tmp_path):
     stage, trainable = started("kto", tmp_path)
     batch = stage.next_batches(State(trainable))[0][0]
-    loss = stage.loss_fn(trainable, stage.frozen, batch, jax.random.key(0))
-    np.testing.assert_allclose(reduce(loss.terms)[0], 0.5, rtol=1e-5)  # λ · σ(0)
+    np.testing.assert_allclose(loss_of(stage)(trainable, stage.frozen, batch), 0.5, rtol=1e-5)  # λ · σ(0)
     np.testing.assert_array_equal(batch["reference_point_B"], np.zeros(4))
 
 
@@ -106,13 +110,13 @@ def test_kto_in_microbatches_is_kto_of_the_whole(tmp_path):
     batch = stage.next_batches(State(policy))[0][0]
     assert batch["reference_point_B"][0] > 1e-2
 
-    def loss_of(policy, part, denominators):
-        return reduce(stage.loss_fn(policy, stage.frozen, part, jax.random.key(0)).terms, denominators)[0]
+    def terms_of(policy, part):
+        return stage.loss_fn(policy, stage.frozen, part, jax.random.key(0)).terms
 
-    terms = stage.loss_fn(policy, stage.frozen, batch, jax.random.key(0)).terms
-    gradient = jax.jit(jax.value_and_grad(loss_of))
-    whole = gradient(policy, batch, weight_sums(terms))
-    halves = [gradient(policy, {name: x[rows] for name, x in batch.items()}, weight_sums(terms))
+    sums = jax.jit(lambda *x: weight_sums(terms_of(*x)))(policy, batch)
+    gradient = jax.jit(jax.value_and_grad(lambda *x, sums=sums: reduce(terms_of(*x), sums)[0]))
+    whole = gradient(policy, batch)
+    halves = [gradient(policy, {name: x[rows] for name, x in batch.items()})
               for rows in (slice(0, 2), slice(2, 4))]
     together = jax.tree.map(jnp.add, *halves)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole, together)
@@ -157,8 +161,7 @@ def test_every_answer_gets_its_own_cached_log_probability_and_the_reference_leav
     there = raw["segment_ids_BRT"].any(2)
     got = stage.prepared(raw, "train")["ref_logp_BR"]
     np.testing.assert_allclose(got[there], np.asarray(expected)[there], rtol=1e-4, atol=1e-4)
-    loss = stage.loss_fn(trainable, stage.frozen, stage.next_batches(State(trainable))[0][0], jax.random.key(0))
-    assert np.isfinite(reduce(loss.terms)[0])
+    assert np.isfinite(loss_of(stage)(trainable, stage.frozen, stage.next_batches(State(trainable))[0][0]))
 
 
 def test_a_cache_of_other_parameters_or_other_data_is_made_anew_and_said_aloud(tmp_path, capsys):

@@ -53,8 +53,9 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "kto", "ppo", "ppo_adaptive", "ppo_overlap", "grpo",
-                                  "grpo_overlap", "sft_lora", "ppo_lora"])
+@pytest.mark.parametrize("name", [
+    "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "grpo_overlap", "sft_lora",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "ppo_adaptive", "ppo_overlap", "ppo_lora"))])
 def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     config = config_of(name)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

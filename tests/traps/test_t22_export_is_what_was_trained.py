@@ -40,7 +40,8 @@ def logits(run):
     return np.asarray(forward(assistant.params))
 
 
-@pytest.mark.parametrize("case, tied", [("llama", False), ("llama", True), ("gemma2", True), ("gpt2", True)])
+@pytest.mark.parametrize("case, tied", [
+    ("llama", False), ("gemma2", True), *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("llama", "gpt2"))])
 def test_t22_what_was_trained_is_what_is_exported(case, tied, tmp_path):
     config = config_of(case) | ({"tie_word_embeddings": tied} if case == "llama" else {})
     write_model(tmp_path / "model", config)
