@@ -59,6 +59,7 @@ def test_what_is_counted_is_what_the_compiler_is_given(figures):
     assert held == sorted(held, reverse=True) and held[0] > 3 * held[2] > 4 * held[3]
 
 
+@pytest.mark.slow
 def test_what_is_compiled_runs_on_what_a_stage_would_hold(tool, figures):
     for name in ("full", "nf4"):
         _, step, compiled = figures[name]
@@ -81,6 +82,7 @@ def test_what_is_resident_is_seen_to_grow_and_fall(tool):
     assert tool._resident() - before < grown / 2
 
 
+@pytest.mark.slow
 def test_over_more_devices_each_takes_less(tool, figures):
     split, step, _ = tool.measured(MODEL, LORA | dict(base="nf4"), 16, jax.devices()[:4])
     one = figures["nf4"][0]

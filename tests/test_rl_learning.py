@@ -42,6 +42,7 @@ def start(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_methods_run_are_measured_and_are_not_run_twice(experiment, start, tmp_path, monkeypatch, capsys):
     chosen = ["grpo", "ppo", "kto"]
     changes = {"ppo": dict(prompts_per_rollout=8, samples_per_prompt=1)}

@@ -39,11 +39,19 @@ def test_a_response_depends_on_its_prompt_and_key_alone():
     expected = sampler()(params, many, keys)
     order = np.random.default_rng(0).permutation(len(many))
     same(sampler()(params, [many[i] for i in order], keys[order]), expected, order)
-    for other in (sampler(slots=3), sampler(slots=32), sampler(bucket=32), sampler(chunk=1), sampler(chunk=16)):
+    for other in (sampler(slots=3), sampler(slots=32, bucket=32, chunk=16)):
         same(other(params, many, keys), expected)
     same(sampler()(params, [many[9]], keys[9:10]), expected, slice(9, 10))
     elsewhere = sampler()(params, many, jax.random.split(jax.random.key(9), len(many)))
     assert not np.array_equal(elsewhere.tokens, expected.tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [dict(slots=32), dict(bucket=32), dict(chunk=1), dict(chunk=16)])
+def test_no_setting_of_the_engine_changes_a_response(change):
+    params, many = split()[1], PROMPTS * 8
+    keys = jax.random.split(jax.random.key(2), len(many))
+    same(sampler(**change)(params, many, keys), sampler()(params, many, keys))
 
 
 def test_equal_prompts_are_read_once_and_answered_each_for_itself(monkeypatch):

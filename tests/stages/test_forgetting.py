@@ -57,7 +57,7 @@ def directly(checkpoint, source, length=32):
 @pytest.mark.parametrize("name, changes", [
     ("pretrain", dict(objective=dict(label_smoothing=0.3, z_loss=1e-2))),  # which is no part of nats a token
     ("sft", dict(data=dict(train=[tiny_stages.data()["messages"]], dev=[dict(tiny_stages.data()["messages"], limit=5)]))),
-    ("pretrain", dict(lora=dict(rank=2), optimizer=dict(peak_lr=5e-2, warmup_steps=0))),
+    pytest.param("pretrain", dict(lora=dict(rank=2), optimizer=dict(peak_lr=5e-2, warmup_steps=0)), marks=pytest.mark.slow),
 ])
 def test_both_domains_are_measured_before_and_after_with_no_setting_at_all(name, changes, tmp_path, capsys):
     config = adapt(tmp_path, name, **changes)
@@ -77,6 +77,7 @@ def test_both_domains_are_measured_before_and_after_with_no_setting_at_all(name,
     assert logged == pytest.approx([first, last])
 
 
+@pytest.mark.slow
 def test_replay_of_the_old_domain_lowers_what_is_forgotten(tmp_path):
     """As the old rows go on being read, their loss rises less; the new domain is learned either way."""
     start = tiny_stages.config("pretrain", steps=40)

@@ -50,7 +50,8 @@ def buffers(*trees):
     return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.tree.leaves(trees)}.values())
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo", "grpo", *(pytest.param(name, marks=pytest.mark.slow)
+                                                                    for name in ("pretrain", "dpo"))])
 def test_every_stage_trains_and_keeps_adapters_and_heads_alone(name, tmp_path):
     # No tiny response earns anything; the KL term would then move GRPO's policy by what rounding leaves of it.
     changes = dict(objective=dict(kl_coefficient=0.0)) if name == "grpo" else {}

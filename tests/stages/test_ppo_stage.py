@@ -231,7 +231,7 @@ def test_a_rollout_is_whitened_whole_and_then_gone_through_in_minibatches(tmp_pa
     assert figures["returns_std"] > 0
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_the_first_step_beyond_the_target_kl_is_the_rollouts_last(name, tmp_path, monkeypatch):
     changes = dict(epochs=3, target_kl=1e-10, steps=8, optimizer=dict(peak_lr=3e-2, warmup_steps=0, weight_decay=0.1))
     config = tiny_stages.config(name, **changes)

@@ -393,8 +393,9 @@ def test_a_reward_model_may_go_on_being_a_language_model(tmp_path):
     assert seen and "lm" not in seen
 
 
-@pytest.mark.parametrize("name, changes", [("reward", {}), ("reward", dict(pooling="likelihood", lm_coefficient=0.5)),
-                                           ("dpo", {}), ("ppo", {})])  # GRPO's rows are PPO's, but tiny it earns nothing
+@pytest.mark.parametrize("name, changes", [
+    ("reward", dict(pooling="likelihood", lm_coefficient=0.5)), ("ppo", {}),
+    *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("reward", "dpo"))])  # GRPO's rows are PPO's, but tiny it earns nothing
 def test_packing_rows_for_the_forward_pass_changes_no_figure(name, changes, tmp_path):
     figures = {}
     for fold in (True, False):

@@ -37,6 +37,7 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_the_first_one_writes(tmp_path):
     # Rows of different lengths: what one process counts is not half of all.
     rows = [{"prompt": f"{n}?", "answer": "four " * (1 + n % 5)} for n in range(24)]

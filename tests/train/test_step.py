@@ -51,7 +51,7 @@ def compiled(config, B, T, **options):
     return jax.jit(step, donate_argnums=0).lower(state, {}, shapes_of(B, T)).compile()
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_denominators_are_nearly_free(microbatches):
     config = ModelConfig(vocab_size=64, width=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=128)
     graphdef, params = abstract(config)
