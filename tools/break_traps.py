@@ -89,7 +89,7 @@ def tested(fault, folder):
     report.unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_") and key != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--all", "-p", "no:cacheprovider", f"--junitxml={report}",
                *(["-k", fault.only] if fault.only else []), *tests_of(fault, folder)]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
