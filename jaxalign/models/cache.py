@@ -4,7 +4,7 @@ A cache is a tuple of (key, value), one for each group of layers (`Transformer.l
 group is one layer, (L, B, K, W, H) where it is scanned. Heads come before slots, so that attention's products read
 memory in its order: with heads last they took three to ten times as long on a CPU. A row's newest token is in the slot
 before `end`, its others in those before; so rows of unequal length need no place of their own to write to, and a row can
-begin at any time.
+begin at any time. Until the ring has been filled once nothing stands behind `end`, and attention reads the first part of it.
 
 What is kept of 16-bit floats are their bits: a CPU has no such floats, and its compiler would widen a whole cache of them
 to write one token.
@@ -38,6 +38,25 @@ def from_bits(x, dtype):
     return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
+def parts(window: int):
+    """How many of the first slots attention may read alone, each a compiled branch; the last is the whole ring."""
+    return (window // 2, window * 3 // 4, window) if window >= 16 else (window,)
+
+
+def narrowest(window: int, length_B, end):
+    """The index in `parts(window)` of the fewest slots that hold the token in slot `end` and the `length_B` before it."""
+    fits = [(end < part) & (length_B.max() <= end) for part in parts(window)[:-1]]
+    return sum((~fit).astype(jnp.int32) for fit in fits) if fits else jnp.int32(0)
+
+
+def first_slots(x, part: int, layer=None):
+    """(B, K, part, H): the first slots of a group's keys or values, of one of its layers where they are stacked."""
+    if layer is None:
+        return jax.lax.slice_in_dim(x, 0, part, axis=-2)
+    _, B, K, _, H = x.shape
+    return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), (1, B, K, part, H))[0]
+
+
 def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end, *, scale=None, softcap=0.0):
     """Attention of one query a row, the one in slot `end`, over itself and the `length_B` slots before; scores in float32.
 
@@ -57,13 +76,13 @@ def attend_cached(q_BNH, key_BKWH, value_BKWH, length_B, end, *, scale=None, sof
 
 
 def resized(cache, end, window: int):
-    """With `window` slots, the newest token in the last: more empty ones, or the oldest taken off."""
+    """With `window` slots, the oldest token in the first: empty ones added behind, or the oldest taken off."""
     def of(x):
         W, axis = x.shape[-2], x.ndim - 2
         x = jnp.roll(x, -end, axis)
         if window <= W:
             return jax.lax.slice_in_dim(x, W - window, W, axis=axis)
-        return jnp.pad(x, [(window - W, 0) if i == axis else (0, 0) for i in range(x.ndim)])
+        return jnp.pad(x, [(0, window - W) if i == axis else (0, 0) for i in range(x.ndim)])
 
     return jax.tree.map(of, cache)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.models.attention import Attention, attend, causal_mask
-from jaxalign.models.cache import as_bits, attend_cached, from_bits
+from jaxalign.models.cache import as_bits, attend_cached, first_slots, from_bits, narrowest, parts
 from jaxalign.models.config import REMAT_POLICIES, ModelConfig
 from jaxalign.models.experts import Experts
 from jaxalign.models.layers import MLP, Linear, make_norm, param
@@ -154,7 +154,8 @@ class Transformer(nnx.Module):
         angles = self._angles(positions_B1)
         windows = [self._window(kind) for kind in self.config.kinds]
         seen = [jnp.minimum(length_B, window - 1) if window else length_B for window in windows]
-        graphdef, out = nnx.split(self.layers)[0], []
+        graphdef, out, W = nnx.split(self.layers)[0], [], jax.tree.leaves(cache)[0].shape[-2]
+        fits = narrowest(W, length_B, end)
 
         def layer(x_B1D, kind, state, pair, index=None):
             def mix(q, k, v):
@@ -162,10 +163,13 @@ class Transformer(nnx.Module):
                 at = (0, 0, end, 0) if index is None else (index, 0, 0, end, 0)
                 new = [x.swapaxes(1, 2) if index is None else x.swapaxes(1, 2)[None] for x in (k, v)]
                 pair = tuple(jax.lax.dynamic_update_slice(x, as_bits(n), at) for x, n in zip(pair, new))
-                here = pair if index is None else [jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in pair]
-                here = [from_bits(x, k.dtype) for x in here]
-                return attend_cached(q[:, 0], *here, _of_kind(seen, kind), end, scale=self.config.query_scale or None,
-                                     softcap=self.config.attention_softcap)[:, None]
+
+                def over(part):
+                    here = [from_bits(first_slots(x, part, index), k.dtype) for x in pair]
+                    return attend_cached(q[:, 0], *here, _of_kind(seen, kind), end, scale=self.config.query_scale or None,
+                                         softcap=self.config.attention_softcap)[:, None]
+
+                return jax.lax.switch(fits, [functools.partial(over, part) for part in parts(W)])
 
             return nnx.merge(graphdef, state)(x_B1D, _of_kind(angles, kind), mix), pair
 

@@ -149,6 +149,7 @@ class _Run:
         self.request[slots] = requests
         if self.cache is None:
             self.window = self._window()
+            self.end = int(self._lengths(requests).max()) % self.window  # prompts in the first slots, see `cache.parts`
         else:
             self._fit()
         unique = {}
@@ -217,7 +218,7 @@ class _Run:
         window = self._window()
         if not self.window // 2 < window <= self.window:
             self.cache = self.programs["resize"](self.cache, np.int32(self.end), window)
-            self.window, self.end = window, 0
+            self.window, self.end = window, min(self.window, window) % window
 
     def _shrink(self):
         live = np.flatnonzero(self.request >= 0)
@@ -234,7 +235,8 @@ class _Run:
         last = [self.out.tokens[i, self.drawn[i] - 1] if self.drawn[i] else self.prompts[i][-1] for i in n]
         left = np.where(live, self.limits[n] - self.drawn[n], 0)
         put = functools.partial(put_batch, mesh=self.s.mesh)
-        last, length, drawn, left = (put(np.asarray(x, np.int32)) for x in (last, self._lengths(n), self.drawn[n], left))
+        length = np.where(live, self._lengths(n), 0)
+        last, length, drawn, left = (put(np.asarray(x, np.int32)) for x in (last, length, self.drawn[n], left))
         rows = Rows(last, length, drawn, left, jax.random.wrap_key_data(put(self.keys[n])),
                     Settings(*(put(x[n]) for x in self.settings)))
         # As many for all callers, so that they share programs.

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny_models import CONFIG, documents, split
 
-from jaxalign.models.cache import chosen, empty_cache, inserted, resized
+from jaxalign.models.cache import chosen, empty_cache, inserted, narrowest, parts, resized
 from jaxalign.models.transformer import group_sizes
 
 SIZES = (9, 4, 1)  # ragged prompts
@@ -60,9 +60,31 @@ def test_cached_decoding_of_ragged_prompts_is_the_whole_forward_pass(change):
     length = np.array(SIZES, np.int32)
     first, cache = decode(graphdef, params, more[:, :5], length, cache, end)
     # As wide as it was, but begun anew: the slots of what was read move, and nothing else.
-    cache = resized(resized(cache, end + 5, WINDOW + 4), 0, WINDOW)
+    cache = resized(resized(cache, end + 5, WINDOW + 4), WINDOW, WINDOW)
     last, _ = decode(graphdef, params, more[:, 5:7], length + 5, cache, 0)
     got = np.concatenate([first, last], axis=1)
     for row, size in enumerate(SIZES):
         expected = forward(graphdef, params, np.array([whole[row]], np.int32))[0]
         np.testing.assert_allclose(got[row], expected[size:size + 7], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("unroll", [1, 9])
+def test_no_more_of_the_ring_is_read_than_holds_tokens(unroll):
+    graphdef, params = split(dataclasses.replace(CONFIG, unroll=unroll))
+    config = nnx.merge(graphdef, params).config
+    tokens_BN = np.array(documents([WINDOW] * 2), np.int32)
+    expected = forward(graphdef, params, tokens_BN)
+    cache = empty_cache(config, group_sizes(config), 2, WINDOW)
+    assert parts(WINDOW) == (8, 12, 16)
+    for end in range(WINDOW):
+        part = parts(WINDOW)[int(narrowest(WINDOW, np.full(2, end), end))]
+        assert part == min(size for size in parts(WINDOW) if size > end)
+        # Whoever reads behind the part gets NaN.
+        cache = jax.tree.map(lambda x: x.at[..., part:, :].set(jnp.nan), cache)
+        hidden_BD, cache = step(graphdef, params, tokens_BN[:, end], np.full(2, end), cache, np.int32(end))
+        cache = jax.tree.map(lambda x: x.at[..., part:, :].set(0.0), cache)
+        np.testing.assert_allclose(hidden_BD, expected[:, end], rtol=2e-5, atol=2e-5)
+
+
+def test_a_row_whose_tokens_go_round_the_ring_is_read_whole():
+    assert [int(narrowest(20, np.array([0, length]), 4)) for length in (3, 4, 5)] == [0, 0, 2]
