@@ -30,6 +30,9 @@ def test_splits_are_seeded_and_the_measuring_one_is_apart(tmp_path):
     held_out = [row["prompt"] for row in rows["dev"]]
     assert len(held_out) == len(set(held_out)) <= 30
     assert not set(held_out) & {row["prompt"] for name in ("sft", "train") for row in rows[name]}
+    # Two terms of one or two digits make some ten thousand problems; few are met twice by chance.
+    assert len(rows["sft"]) >= 37 and len(rows["train"]) >= 55
+    assert len({row["prompt"] for row in rows["sft"]} & {row["prompt"] for row in rows["train"]}) <= 4
     assert summary["after"] == {name: len(rows[name]) for name in ("dev", "sft", "train")}
     assert made(tmp_path / "none to imitate", sft=0)[0] == rows | {"sft": []}
     assert made(tmp_path / "b")[0] == rows and made(tmp_path / "c", seed=1)[0] != rows
