@@ -74,6 +74,7 @@ def get_config():
                    data=dict(train=[jsonl(world["train"].format("grpo"), "prompts", share=0.65),
                                     dict(prompts, share=0.35)]),
                    optimizer=dict(peak_lr=4e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
-        claims=stage("claims", world="@world", rankings="@candidates/rankings.dev.jsonl", base="@pretrain", sft="@sft",
-                     scratch="@scratch", reward="@reward", ppo="@ppo", dpo="@dpo", grpo="@grpo"),
+        claims=stage("claims", world="@world", rankings="@candidates/rankings.dev.jsonl",
+                     blind_rankings="@candidates/rankings.blind.jsonl", base="@pretrain", sft="@sft", scratch="@scratch",
+                     reward="@reward", ppo="@ppo", dpo="@dpo", grpo="@grpo", kl_budget=8.0),
     )

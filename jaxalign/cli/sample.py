@@ -24,7 +24,10 @@ def sample(values, _, __):
     from jaxalign import stages
 
     assistant = stages.load_assistant(values.checkpoint)
-    options = {name: values[name].value for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    options = {name: values[name].value for name in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")}
+    if values.stop == "":
+        raise ConfigError("--stop is empty, and every answer would end at once; give the text that ends one")
+    options["stop_strings"] = () if values.stop is None else (values.stop,)
     answer = assistant.complete if values.raw else assistant.reply
     opening = [] if values.system is None else [{"role": "system", "content": values.system}]
     if values.prompt is not None:

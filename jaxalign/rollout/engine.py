@@ -12,7 +12,7 @@ from jaxalign.models.cache import chosen, empty_cache, filled, inserted, resized
 from jaxalign.models.transformer import group_sizes
 from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
 from jaxalign.rollout.precision import PRECISIONS, lowered
-from jaxalign.rollout.prompts import packed, round_up
+from jaxalign.rollout.prompts import in_turn, packed, repeated, round_up
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
@@ -79,14 +79,18 @@ class Sampler:
             raise ConfigError(f"a sampler's precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.graphdef, self.precision = graphdef, precision
 
-    def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None) -> Rollouts:
+    def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None, n=1) -> Rollouts:
         """Args:
           params: `nnx.State` of the model.
           prompts: list of lists of ids.
           keys: typed keys, one a prompt.
           settings: how tokens are drawn; fields may be arrays with one number a prompt.
           max_new_tokens: a limit for each prompt, at most the sampler's; None: the sampler's for all.
+          n: responses a prompt, those of one prompt one after the other; where it is above 1, response j draws with
+            fold_in(key, j).
         """
+        if n > 1:
+            prompts, keys, settings, max_new_tokens = repeated(n, prompts, keys, settings, max_new_tokens)
         if not prompts or min(map(len, prompts)) == 0:
             raise ConfigError("every prompt needs at least one token; got an empty prompt or none at all")
         N = len(prompts)
@@ -120,8 +124,9 @@ class _Run:
             settings, (np.float32, np.int32, np.float32, np.float32))]
         self.out = Rollouts(np.full((N, width), sampler.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in "123"),
                             np.full(N, "length", "U11"))
-        # The longest responses first, so that few are left over at the end; else short prompts, for a narrow cache.
-        self.queue = sorted(range(N), key=lambda n: (limits[n], -len(prompts[n])))
+        self.texts = [tuple(prompt[:-1]) for prompt in prompts]  # what is read of a prompt
+        self.queue = in_turn(self.texts, limits)
+        self.kept = {}  # {text: (keys and values of the row it was read in, its place there)}
         # No row ever has more in the cache.
         self.longest = max(len(prompt) - 1 + int(limit) for prompt, limit in zip(prompts, limits))
         self.request = np.full(sampler._size(N), -1)  # of each slot, −1 for none
@@ -154,8 +159,10 @@ class _Run:
             self._fit()
         unique = {}
         for slot, n in zip(slots, requests):
-            unique.setdefault(tuple(self.prompts[n][:-1]), []).append(slot)
+            unique.setdefault(self.texts[n], []).append(slot)
         self._read(unique)
+        waiting = {self.texts[n] for n in self.queue}
+        self.kept = {text: read for text, read in self.kept.items() if text in waiting}
         if self.cache is None:
             self._empty()
 
@@ -163,16 +170,21 @@ class _Run:
         self.cache = self.programs["empty"](self.params, len(self.request), self.window)
 
     def _read(self, unique):
-        """Reads prompts, packed, into the slots that want them."""
-        texts = [text for text in unique if text]  # a prompt of one token has nothing to be read before it
+        """Reads prompts, packed, into the slots that want them; a text that was read before is not read again."""
+        texts = [text for text in unique if text and text not in self.kept]  # of one token nothing is read before it
         for tokens, positions, segments, places in packed(texts, self.s.bucket, self.s.pad_id) if texts else ():
-            slots, sources = [], []
-            for i, place in places.items():
-                size, source = len(texts[i]), np.zeros(self.window, np.int32)
-                source[(self.end - size + np.arange(size)) % self.window] = place + np.arange(size)
-                slots += unique[texts[i]]
-                sources += [source] * len(unique[texts[i]])
-            self._insert(self.programs["read"](self.params, tokens, positions, segments), slots, sources)
+            read = self.programs["read"](self.params, tokens, positions, segments)
+            self.kept |= {texts[i]: (read, place) for i, place in places.items()}
+        wanted = {}  # of each read: (it, slots, where in it each slot's tokens stand)
+        for text in filter(None, unique):
+            read, place = self.kept[text]
+            size, source = len(text), np.zeros(self.window, np.int32)
+            source[(self.end - size + np.arange(size)) % self.window] = place + np.arange(size)
+            _, slots, sources = wanted.setdefault(id(read), (read, [], []))
+            slots += unique[text]
+            sources += [source] * len(unique[text])
+        for read, slots, sources in wanted.values():
+            self._insert(read, slots, sources)
 
     def _insert(self, read, slots, sources):
         """Into all slots or a quarter of them, so that two shapes serve."""

@@ -1,8 +1,12 @@
-"""Prompts packed into rows to be read together, in few shapes."""
+"""Prompts before they are answered: in which order, how often, and packed into rows to be read together in few shapes."""
 
+import functools
+
+import jax
 import numpy as np
 
 from jaxalign.data.packing import best_fit
+from jaxalign.rollout.sampling import Settings
 
 ROWS = (1, 2, 4, 16)  # that are read together, the fewest that hold the prompts
 WIDTH = 128  # positions of such a row, or as many as the longest prompt has
@@ -33,6 +37,31 @@ def packed(prompts, bucket, pad_id):
             places[i] = r * S + column[i]
         yield tokens, positions, segments, places
         first += M
+
+
+def in_turn(texts, limits):
+    """Indices of requests, the next one last: the longest responses first, so that few are left over at the end; else short
+    prompts, for a narrow cache.
+
+    Equal prompts stay together, for what was read of one is kept until the last has its slot.
+
+    Args:
+      texts: what is read of each prompt, hashable.
+      limits: the most tokens of each response.
+    """
+    first, most = {}, {}
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+        most[text] = max(most.get(text, 0), int(limits[i]))
+    return sorted(range(len(texts)), key=lambda i: (most[texts[i]], -len(texts[i]), first[texts[i]], limits[i]))
+
+
+def repeated(n, prompts, keys, settings, limits):
+    """The four, each request n times in a row; copy j draws with fold_in(key, j)."""
+    keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(n)))(keys).reshape(-1)
+    settings = Settings(*(np.repeat(np.broadcast_to(x, len(prompts)), n) for x in settings))
+    prompts = [prompt for prompt in prompts for _ in range(n)]
+    return prompts, keys, settings, None if limits is None else np.repeat(limits, n)
 
 
 def round_up(n, multiple):

@@ -39,8 +39,10 @@ def filtered_logits(logits_BV, settings: Settings):
         sorted_BV = -jnp.sort(-logits_BV, axis=-1)
         k = jnp.where(top_k > 0, top_k, V)
         p_BV = jax.nn.softmax(jnp.where(jnp.arange(V)[None] < k, sorted_BV, LOWEST), axis=-1)
-        # A token stays while the mass before it is below top_p, so the likeliest always stays.
-        keep_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) & (jnp.arange(V)[None] < k) & (p_BV >= min_p * p_BV[:, :1])
+        # A token stays while the mass before it is below top_p, so the likeliest always stays. Rounding brings that mass to 1
+        # before the last token: a row that cuts nothing, beside one that does, must not lose its tail.
+        within_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) | (top_p >= 1.0)
+        keep_BV = within_BV & (jnp.arange(V)[None] < k) & (p_BV >= min_p * p_BV[:, :1])
         lowest_B = jnp.min(jnp.where(keep_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         return jnp.where(logits_BV >= lowest_B, logits_BV, LOWEST)
 

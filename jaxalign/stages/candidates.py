@@ -16,16 +16,17 @@ from jaxalign.stages.defaults import base_config
 
 
 class Candidates:
-    """Not trained: writes `rankings.train.jsonl` and `rankings.dev.jsonl` ({"messages", "answers", "ranks", "scores"}).
+    """Not trained: writes `rankings.train.jsonl`, `rankings.dev.jsonl` and `rankings.blind.jsonl` ({"messages", "answers",
+    "ranks", "scores"}).
 
     Training rankings are by score + noise · Gumbel, which makes the order of any two a Bradley–Terry draw; the dev
     rankings, which only measure, are by the score alone. As people do on a scale, the judge gives grades in steps of
     `grade`: answers of the same grade are a tie. Which `answers` of the samples are ranked is `choice`'s to say, one of
-    `CHOICES`.
+    `CHOICES`; in `rankings.blind.jsonl`, of the dev prompts' samples too, they are chosen without the judge's knowledge.
     """
 
     name = "candidates"
-    writes = ("rankings.train.jsonl", "rankings.dev.jsonl")
+    writes = ("rankings.train.jsonl", "rankings.dev.jsonl", "rankings.blind.jsonl")
 
     @staticmethod
     def defaults():
@@ -62,12 +63,14 @@ class Candidates:
                 continue
             rows, reports[split] = _rows(sources, assistant.tokenizer, config, workdir, split)
             seed = config.seed + (split == "dev")
-            ranked, drawn = rank(assistant, rows, judge, noise=noise, seed=seed, config=config)
+            answers, drawn = draw(assistant, rows, seed=seed, config=config)
             tokens += drawn
-            with open(workdir / f"rankings.{split}.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked)
-            figures |= {f"{split}_prompts": len(rows), f"{split}_rankings": len(ranked),
-                        f"{split}_answers": sum(len(row["answers"]) for row in ranked)}
+            figures[f"{split}_prompts"] = len(rows)
+            for file, choice in ((split, config.choice), ("blind", BLIND))[:1 + (split == "dev")]:
+                ranked = order(rows, answers, judge, noise=noise, seed=seed, config=config, choice=choice)
+                with open(workdir / f"rankings.{file}.jsonl", "w", encoding="utf-8") as out:
+                    out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked)
+                figures |= {f"{file}_rankings": len(ranked), f"{file}_answers": sum(len(row["answers"]) for row in ranked)}
         summary = {"name": workdir.name, "stage": "candidates", "seconds": time.monotonic() - started, "steps": 0,
                    "tokens": tokens, "before": {}, "after": figures, "checkpoint": str(workdir), "data": reports}
         (workdir / "done.json").write_text(json.dumps(summary, indent=1))
@@ -76,23 +79,33 @@ class Candidates:
 
 def rank(assistant, rows, judge, *, noise, seed, config):
     """(rankings with at least two different answers each, tokens drawn)."""
+    answers, drawn = draw(assistant, rows, seed=seed, config=config)
+    return order(rows, answers, judge, noise=noise, seed=seed, config=config, choice=config.choice), drawn
+
+
+def draw(assistant, rows, *, seed, config):
+    """(the different answers to each row's prompt, in the order drawn; tokens drawn)."""
     copies = config.samples_per_prompt
     conversations = [row["messages"] for row in rows for _ in range(copies)]
     texts = assistant.reply(conversations, seed=seed, temperature=config.temperature)
-    rng = np.random.default_rng([seed, 7])
-    ranked = []
-    for n, row in enumerate(rows):
-        answers = list(dict.fromkeys(t for t in texts[n * copies:(n + 1) * copies] if t))
+    answers = [list(dict.fromkeys(t for t in texts[n:n + copies] if t)) for n in range(0, len(texts), copies)]
+    return answers, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
+
+
+def order(rows, answers, judge, *, noise, seed, config, choice):
+    """Rankings of at least two of each row's answers, those that `CHOICES[choice]` takes."""
+    rng, ranked = np.random.default_rng([seed, 7]), []
+    for row, texts in zip(rows, answers, strict=True):
         gold = row.get("gold", row.get("answer"))  # what the judge knows: of the world's rows more than an answer
-        scores = np.array([judge(row["prompt"], answer, gold) for answer in answers])
-        points = (scores + noise * rng.gumbel(size=len(answers))) / config.grade
-        kept = CHOICES[config.choice](answers, points, config.answers)
+        scores = np.array([judge(row["prompt"], text, gold) for text in texts])
+        points = (scores + noise * rng.gumbel(size=len(texts))) / config.grade
+        kept = CHOICES[choice](texts, points, config.answers)
         if len(kept) < 2:
             continue
-        ranked.append({"messages": row["messages"], "answers": [answers[i] for i in kept],
+        ranked.append({"messages": row["messages"], "answers": [texts[i] for i in kept],
                        "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
                        "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
-    return ranked, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
+    return ranked
 
 
 def most_different(texts, points, count):
@@ -131,6 +144,7 @@ def apart(texts, points, count):
 
 
 CHOICES = {"different": most_different, "apart": apart}
+BLIND = "different"  # to the judge
 
 
 def _by_name(judge):

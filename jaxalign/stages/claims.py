@@ -33,12 +33,12 @@ class WorldClaims:
     @staticmethod
     def defaults():
         return ConfigDict(dict(
-            stage="claims", seed=0, world="", rankings="", **{name: "" for name in MODELS}, kl_budget=8.0,
+            stage="claims", seed=0, world="", rankings="", blind_rankings="", **{name: "" for name in MODELS}, kl_budget=8.0,
             kl_prompts=512, max_new_tokens=48, batch_size=256, limit=0, shown=2)).lock()
 
     @staticmethod
     def check(config):
-        for key in ("world", "rankings", *MODELS):
+        for key in ("world", "rankings", "blind_rankings", *MODELS):
             if not config[key]:
                 raise ConfigError(f"claims: config.{key} is empty; give that stage's workdir, for rankings the file")
 
@@ -99,8 +99,7 @@ def measure(config):
     kl = _divergence(models["grpo"], models["sft"], config)
     claims.number("GRPO forgets nothing: KL from the SFT model, nats per answer", kl, f"≤ {config.kl_budget:g}",
                   kl.mean <= config.kl_budget)
-    order = {"day zero": few["day zero"], "base": few["base"], **sheets}
-    return claims.rows, _side_by_side(order, models, rows, config.shown)
+    return claims.rows, _side_by_side([*few, *sheets], models, rows, config.shown)
 
 
 def _alignment_claims(claims, sheets, config, models):
@@ -151,13 +150,29 @@ def _grpo_claims(claims, sheets):
     for group, what in (("fact", "one-fact questions"), ("explanation", "explanations")):
         claims.change(f"GRPO forgets nothing: length of {what}, |length − gold| / gold", ppo.lengths(group)[0],
                       grpo.lengths(group)[0], "≤ 0.03", 0.03, -1)
+        claims.change(f"GRPO forgets nothing: length / gold, {what}", ppo.lengths(group)[1], grpo.lengths(group)[1],
+                      "≤ 0.03", 0.03, -1)
 
 
 def _reward_claims(claims, config):
     reward = RewardModel.load(config.reward)
     score = jax.jit(lambda params, batch: scores(nnx.merge(reward.graphdef, params), batch, reward.pooling))
-    rankings = read_rows(config.rankings)
-    rankings = rankings[:config.limit * 4] if config.limit else rankings
+    (agree, counted, taus), (*_, blind) = (_agreement(reward, score, file, config.limit)
+                                           for file in (config.rankings, config.blind_rankings))
+    claims.add("the reward model learns what is preferred: agreement on held-out pairs", agree / counted, None, "≥ 0.90",
+               counted, list(wilson(agree, counted)), agree / counted >= 0.90)
+    # A ranking has no two answers less than a grade apart, as in training; whose four answers are chosen blind has ties.
+    for name, taus in (("… Kendall τ-b on held-out 4-way rankings", taus),
+                       ("… the same where the four answers are chosen blind to gold", blind)):
+        # Without a ranking of four different answers nothing is known.
+        value, *interval = bootstrap_mean(taus) if len(taus) else (0.0, -1.0, 1.0)
+        claims.add(name, value, None, "≥ 0.80", len(taus), interval, value >= 0.80)
+
+
+def _agreement(reward, score, file, limit):
+    """(pairs that the reward model has in gold's order, pairs that gold tells apart, τ-b of each ranking of four)."""
+    rankings = read_rows(file)
+    rankings = rankings[:limit * 4] if limit else rankings
     iterator = batches([dict(records=rankings, shape="rankings")], reward.tokenizer, kind="rankings", batch_size=32, length=96,
                        shuffle=False, repeat=False)
     predicted = []
@@ -171,12 +186,7 @@ def _reward_claims(claims, config):
         agree, counted = agree + a, counted + n
         if len(gold) == 4:
             taus.append(kendall_tau_b(gold, got[:len(gold)]))
-    taus = np.array([t for t in taus if np.isfinite(t)])
-    claims.add("the reward model learns what is preferred: agreement on held-out pairs", agree / counted, None, "≥ 0.90",
-               counted, list(wilson(agree, counted)), agree / counted >= 0.90)
-    # Without a ranking of four different answers nothing is known.
-    value, *interval = bootstrap_mean(taus) if len(taus) else (0.0, -1.0, 1.0)
-    claims.add("… Kendall τ-b on held-out 4-way rankings", value, None, "≥ 0.80", len(taus), interval, value >= 0.80)
+    return agree, counted, np.array([t for t in taus if np.isfinite(t)])
 
 
 def _divergence(policy, reference, config):

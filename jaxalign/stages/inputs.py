@@ -38,6 +38,7 @@ def check_inputs(config, stage, earlier):
         if reward.get("name") == "learned":
             _checkpoint(f"config.rewards[{number}].checkpoint", reward["checkpoint"], read_reward_meta, earlier)
     for key, names, read in (("tokenizer", ("tokenizer.model",), load_tokenizer), ("rankings", (), files),
+                             ("blind_rankings", (), files),
                              ("world", ("eval.jsonl", "cloze.eval.jsonl", "align.dev.jsonl"), _is_world)):
         if config.get(key):
             _file(f"config.{key}", config[key], names, read, earlier)

@@ -107,6 +107,9 @@ class PolicyStage(Stage):
 
     def start(self, trainable):
         trainable = super().start(trainable)
+        if self.config.sampler_precision != "model" and self.config.objective.sampler_correction == "none":
+            self.warn(f"sampler_precision={self.config.sampler_precision!r} draws from another distribution than the one trained, "
+                      "and nothing corrects that: set objective.sampler_correction=\"token\"")
         self.frozen |= {"reference": self.as_it_starts(trainable["policy"])}
         return trainable
 

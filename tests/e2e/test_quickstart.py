@@ -77,7 +77,7 @@ def test_the_report_holds_what_the_schema_names(finished):
     page = (workdir / "report.html").read_text()
     assert all(name in page for name in ("pretrain", "grpo", "holds"))
     answers = [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
-    assert {"day zero", "base", "sft", "ppo", "dpo", "grpo"} <= set(answers[0]["answers"])
+    assert {"day zero", "base", "scratch", "sft", "ppo", "dpo", "grpo"} == set(answers[0]["answers"])
 
 
 def test_finished_stages_are_skipped_and_a_changed_config_is_refused(finished, monkeypatch):

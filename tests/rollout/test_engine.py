@@ -70,6 +70,30 @@ def test_equal_prompts_are_read_once_and_answered_each_for_itself(monkeypatch):
     assert sum(read) == len(PROMPTS[1]) - 1 + len(PROMPTS[3]) - 1  # all but the last token, which decoding reads
 
 
+def test_a_group_that_waits_for_slots_is_not_read_again(monkeypatch):
+    params, rng = split()[1], np.random.default_rng(3)
+    group = [prompt for prompt in PROMPTS[:4] for _ in range(8)]
+    limits, keys = rng.integers(1, 9, len(group)), jax.random.split(jax.random.key(4), len(group))
+    expected = sampler(slots=32)(params, group, keys, max_new_tokens=limits)
+    made, read = sampler(slots=8), []
+    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
+    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
+        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    same(made(params, group, keys, max_new_tokens=limits), expected)
+    assert sum(read) == sum(len(prompt) - 1 for prompt in PROMPTS[:4])
+
+
+def test_n_responses_a_prompt_stand_together_and_draw_from_keys_of_their_own():
+    params, keys = split()[1], jax.random.split(jax.random.key(5), 2)
+    settings = Settings(temperature=np.array([1.0, 0.7]))
+    got = sampler()(params, PROMPTS[:2], keys, settings, [7, 5], n=3)
+    each = [jax.random.fold_in(key, j) for key in keys for j in range(3)]
+    expected = sampler()(params, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3, jnp.stack(each),
+                         Settings(temperature=np.array([1.0, 0.7]).repeat(3)), [7] * 3 + [5] * 3)
+    same(got, expected)
+    assert len({tuple(row) for row in got.tokens[:3].tolist()}) > 1
+
+
 def test_a_handful_of_programs_serves_whatever_is_asked():
     rng = np.random.default_rng(0)
     made = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=50, slots=32, chunk=7)

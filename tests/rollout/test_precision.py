@@ -83,3 +83,14 @@ def test_a_run_that_draws_in_lower_precision_logs_how_far_off_it_is_and_weights_
         assert np.isfinite(row["loss"]) and 1e-8 < row["sampler_kl"] < 0.05 and abs(other["sampler_kl"]) < 1e-10
         assert 0.5 < row["sampler_weight"] < 1.5 and abs(row["sampler_weight"] - 1) > 1e-6
         assert other["sampler_weight"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, correction, warned", [
+    ("int8", "none", True), ("int8", "token", False), ("model", "none", False)])
+def test_a_sampler_that_nothing_corrects_is_told_of(tmp_path, capsys, precision, correction, warned):
+    config = tiny_stages.config("grpo", sampler_precision=precision, steps=1)
+    config.objective.update(dict(sampler_correction=correction))
+    train_stage(config, tmp_path / "run")
+    said = capsys.readouterr()
+    assert ("nothing corrects that" in said.out + said.err) == warned

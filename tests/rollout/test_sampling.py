@@ -92,6 +92,13 @@ def test_each_row_has_its_own_settings(compiled):
             np.testing.assert_allclose(got[n], expected[0], rtol=1e-6)
 
 
+def test_a_row_that_cuts_nothing_keeps_its_tail_beside_one_that_does():
+    logits_BV = 3.0 * jax.random.normal(jax.random.key(0), (8, 4096))
+    settings = Settings(top_p=jnp.where(jnp.arange(8) == 3, 0.9, 1.0), top_k=jnp.where(jnp.arange(8) == 5, 50, 0))
+    kept_B = (jax.jit(filtered_logits)(logits_BV, settings) > LOWEST).sum(1)
+    assert kept_B[5] == 50 and kept_B[3] < 2000 and (np.delete(kept_B, [3, 5]) == 4096).all()
+
+
 def test_forbidden_tokens_are_never_drawn_and_keep_their_place_in_the_model():
     best = int(LOGITS[0].argmax())
     forbidden = np.arange(12) == best

@@ -48,7 +48,7 @@ class Sizes:
     grpo: int = 1500
     evaluation: tuple[tuple[str, int], ...] = (
         ("fact", 568), ("fact_asked", 200), ("explanation", 150), ("followup", 520), ("nonexistent", 520),
-        ("unsafe", 320), ("lookalike", 320), ("arithmetic", 520), ("smalltalk", 24),
+        ("unsafe", 520), ("lookalike", 520), ("arithmetic", 520), ("smalltalk", 24),
     )
 
 
