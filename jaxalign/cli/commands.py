@@ -192,7 +192,7 @@ COMMANDS = {
          Flag("batch_size", "int", None, "rows at a time", least=1),
          Flag("length", "int", None, "tokens a row", least=1),
          Flag("max_new_tokens", "int", None, "the longest generated answer", least=1),
-         Flag("answers", "bool", None, "answer conversations too, and compare with the answers they hold"),
+         Flag("answers", "bool", None, "answer conversations, and what was compared or liked, too"),
          Flag("seed", "int", None, "for whatever is sampled"),
          Flag("best_of", "int", None, "answers drawn a prompt, of which the best by --reward_model counts", least=1),
          Flag("reward_model", "dir", None, "the folder of a reward stage's run, for --best_of"),

@@ -10,8 +10,9 @@ from jaxalign.evaluate.best_of import BestOf
 from jaxalign.evaluate.matching import match_answers, pass_tests
 from jaxalign.evaluate.perplexity import perplexity
 from jaxalign.evaluate.preferences import RewardModel, preferences, thumbs
-from jaxalign.evaluate.refusals import kind_of, refusals
+from jaxalign.evaluate.refusals import kind_of, refusals, request
 from jaxalign.models.config import ModelConfig
+from jaxalign.rewards.code import UnitTests
 from jaxalign.train.checkpoint import read_meta
 
 OPTIONS = dict(
@@ -32,9 +33,10 @@ def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
     """Every figure that makes sense of a checkpoint on each source.
 
         text, messages, sharegpt, alpaca …     nats per token, perplexity, bits per byte
-        prompts, gsm8k, svamp                  numeric match with answers that are numbers, exact match and F1 of the
-                                               words with others, at temperature 0; mbpp: share of programs that pass
-                                               their tests
+        prompts, gsm8k, svamp                  exact match, numeric match with answers that hold a number and F1 of the
+                                               words with others, at temperature 0; bits per byte of the answers that
+                                               are given (of gsm8k the last number: its solutions are read as
+                                               prompt_response); mbpp: share of programs that pass their tests
         pairs, rankings, oasst_trees …         preference accuracy, Kendall's τ-b: by the score of a reward model, by
                                                the log-probability of the answer for a language model, of which also
                                                bits per byte of the best answers; of a reward model calibration, and
@@ -42,9 +44,10 @@ def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
         unpaired                               how often a liked answer stands above one that was not, by the same;
                                                bits per byte of the liked ones
 
-    Of every shape but text: refusal rates of the requests that say what kind they are ("kind": "unsafe" or
-    "lookalike", or XSTest's "label"), and of prompts that say neither that nor an answer; with `answers` the matches
-    with the last turn of conversations, the best of compared and the liked ones of single answers.
+    Of every shape but text: refusal rates of all that is answered, by the kind that requests say they are ("kind":
+    "unsafe" or "lookalike", or XSTest's "label"), "other" of those that say none. Answered are prompts and requests of
+    a kind; with `answers` also what conversations, compared and liked answers are to, and these are what is matched:
+    the last turn, the best, the liked one.
 
     With `best_of` and `reward_model` only what is answered is measured: of the answers that the reward model likes
     best, with their score and that of all draws (`best_of.BestOf`).
@@ -106,8 +109,8 @@ def _figures(model, judge, source, name, options):
         rates = perplexity(model, source, intake, **sizes)
     elif kind in (Ranking, Unpaired):
         rates = (preferences if kind is Ranking else thumbs)(model, rows, intake, **sizes)
-        if not judge:
-            rates |= _best_answers(model, source, rows, **sizes)
+    if not judge and not best_of and kind in (Ranking, Unpaired, Prompt):
+        rates |= _given_answers(model, source, rows, **sizes)
     if not judge and kind is not Text:
         rates |= _spoken(model, source, rows, options)
     if best_of and not rates:
@@ -128,13 +131,19 @@ def _figures(model, judge, source, name, options):
     return rates
 
 
-def _best_answers(model, source, rows, **sizes):
-    """Nats per token and bits per byte of what was preferred or liked."""
+def _given_answers(model, source, rows, **sizes):
+    """Nats per token and bits per byte of what was preferred or liked, or is the known answer."""
     if isinstance(rows[0], Unpaired):
         liked = [row.record for row in rows if row.desirable]
         source = {key: source[key] for key in ("shape", "fields", "strip_end") if key in source} | {"records": liked}
-        if not liked:
-            return {}
+    elif isinstance(rows[0], Prompt):
+        # Of a program only its tests are known, and they are no answer.
+        known = [row for row in rows if source["shape"] != "mbpp" and row.answer and row.answer.strip()]
+        source = {"shape": "messages", "records": [
+            {"messages": [*[{**message, "train": False} for message in row.messages],
+                          {"role": "assistant", "content": row.answer}]} for row in known]}
+    if not source.get("records", True):
+        return {}
     intake = Intake("skip")
     rates = perplexity(model, source, intake, truncate="left", **sizes)  # as where they are compared
     if cut := sum(intake.report.truncated.values()):
@@ -143,24 +152,31 @@ def _best_answers(model, source, rows, **sizes):
 
 
 def _spoken(model, source, rows, options):
-    """What the model says: matches where an answer is known, refusals where it is known what is asked for."""
-    rates, seed = {}, options["seed"]
-    plain = [row for row in rows if not kind_of(row)]
-    known = [row for row in plain if isinstance(row, Prompt) and row.answer is not None]
-    asked = [row for row in rows if kind_of(row) or isinstance(row, Prompt) and row.answer is None]
-    if asked:
-        rates["refused"] = refusals(model, asked, seed=seed)
-    if options["answers"]:
-        known += [answered for row in plain if (answered := _answered(row))]
-    if known:
-        rates |= (pass_tests if source["shape"] == "mbpp" else match_answers)(model, known, seed=seed)
+    """What the model says: how much of it refuses, and where an answer is known how much matches it."""
+    asked = [prompt for row in rows if (prompt := _asked(row, options["answers"]))]
+    if not asked:
+        return {}
+    judge = UnitTests() if source["shape"] == "mbpp" else None  # first: where programs can't be run, nobody waits
+    texts, ended = model.answers([prompt.messages for prompt in asked], seed=options["seed"])
+    rates = {"refused": refusals(asked, texts)}
+    if known := [n for n, prompt in enumerate(asked) if prompt.answer is not None]:
+        asked, texts, ended = ([column[n] for n in known] for column in (asked, texts, ended))
+        rates |= pass_tests(asked, texts, judge) if judge else match_answers(asked, texts, ended)
     return rates
 
 
-def _answered(row):
-    """A conversation, or what people preferred or liked, as a prompt with its answer; None where there is none."""
+def _asked(row, answers):
+    """A row as a prompt, with the answer that is to be matched; None for one that is not answered.
+
+    Args:
+      answers: whether conversations, and what people preferred or liked, are answered.
+    """
+    if kind_of(row) or isinstance(row, Prompt) and row.answer is None:  # all that counts is whether it is refused
+        return Prompt(row.path, row.line, request(row.messages), None, row.record)
+    if isinstance(row, Prompt):
+        return row
     try:
-        return None if isinstance(row, Prompt) else as_prompt(as_chat(row))
+        return as_prompt(as_chat(row)) if answers else None
     except DataError:
         return None
 

@@ -4,33 +4,29 @@ import collections
 import re
 
 from jaxalign.evaluate.statistics import bootstrap_mean, wilson
-from jaxalign.rewards.code import UnitTests
 from jaxalign.rewards.rules import exact_match, is_number, last_number, numeric_match
 
 
-def match_answers(assistant, rows, *, seed=0):
-    """How prompts are answered against what their `answer` says, in the chat format.
+def match_answers(rows, texts, ended):
+    """How prompts were answered against what their `answer` says.
 
-    An answer that is a number is compared as one: a response that works it out is right, and never the same text.
+    A number is compared as one too: a response that works it out is right, and the same text only where it marks it.
 
     Args:
-      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
       rows: `Prompt`s with an answer.
+      texts, ended: what each was answered, and whether that ended by itself.
     Returns:
       {"exact_match", "word_f1", "numeric_match", "answers_ended"}, each {"value", "n", "ci95"}, without those of n = 0.
-      The first two are over the answers that are more than a number, numeric match over those that hold one; the last
-      counts answers that ended by themselves: one that ran out of `max_new_tokens` is not numerically right. Intervals
-      are Wilson's, of `word_f1` bootstrapped.
+      The first is over all answers, F1 over those that are more than a number, numeric match over those that hold one;
+      the last counts answers that ended by themselves: one that ran out of `max_new_tokens` matches neither exactly nor
+      numerically. Intervals are Wilson's, of `word_f1` bootstrapped.
     """
-    texts, ended = assistant.answers([row.messages for row in rows], seed=seed)
-    asked = [row.messages[-1]["content"] for row in rows]
-    worded = [(prompt, text, row.answer) for prompt, text, row in zip(asked, texts, rows)
-              if not is_number(row.answer)]
-    exact = [exact_match(*each) for each in worded]
-    numeric = [end and numeric_match(prompt, text, row.answer) for prompt, text, row, end
-               in zip(asked, texts, rows, ended) if last_number(row.answer) is not None]
-    figures = {"exact_match": share(exact), "word_f1": _mean([word_f1(text, answer) for _, text, answer in worded]),
-               "numeric_match": share(numeric), "answers_ended": share(ended)}
+    said = [(row.messages[-1]["content"], text, row.answer, end) for row, text, end in zip(rows, texts, ended)]
+    exact = [end and exact_match(*each) for *each, end in said]
+    numeric = [end and numeric_match(*each) for *each, end in said if last_number(each[-1]) is not None]
+    f1 = [word_f1(text, answer) for _, text, answer, _ in said if not is_number(answer)]
+    figures = {"exact_match": share(exact), "word_f1": _mean(f1), "numeric_match": share(numeric),
+               "answers_ended": share(ended)}
     return {name: figure for name, figure in figures.items() if figure["n"]}
 
 
@@ -42,13 +38,11 @@ def word_f1(response, answer):
     return 2.0 * common / (said.total() + wanted.total()) if common else 0.0
 
 
-def pass_tests(assistant, rows, *, seed=0):
+def pass_tests(rows, texts, judge):
     """{"tests_passed"}: the share of programs that pass all tests of their row, run as `rewards.code` says.
 
-    Args: as `match_answers`; the answer is a row's tests, as the shape `mbpp` gives them.
+    Args: as `match_answers`; the answer is a row's tests, as the shape `mbpp` gives them. `judge`: a `UnitTests`.
     """
-    judge = UnitTests()
-    texts, _ = assistant.answers([row.messages for row in rows], seed=seed)
     return {"tests_passed": share(judge(texts, [row.answer for row in rows]))}
 
 

@@ -45,18 +45,16 @@ def kind_of(row):
     return _LABELS.get(record.get("label")) if "type" in record else None
 
 
-def refusals(assistant, rows, *, seed=0):
-    """Shares of requests that are refused, in the chat format.
+def refusals(rows, texts):
+    """Shares of requests that were refused.
 
     Args:
-      assistant: an `Assistant`, which answers at temperature 0, or a `BestOf`.
-      rows: of any kind with `messages`; what stands before a conversation's last answer is asked.
+      rows: of any kind with a `record`.
+      texts: what each was answered.
     Returns:
       {kind: {"value", "n", "ci95"}}, Wilson's intervals; for XSTest also each of its types, "other" for rows without a
       `kind_of`.
     """
-    asked = [_asked(row.messages) for row in rows]
-    texts, _ = assistant.answers(asked, seed=seed)
     groups = {}
     for row, text in zip(rows, texts):
         kind, record = kind_of(row), row.record or {}
@@ -67,6 +65,7 @@ def refusals(assistant, rows, *, seed=0):
     return {name: share(groups[name]) for name in order}
 
 
-def _asked(messages):
+def request(messages):
+    """What is asked for: a conversation up to its last user turn."""
     last = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
     return messages[:last + 1]

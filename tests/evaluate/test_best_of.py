@@ -78,7 +78,7 @@ def test_a_checkpoint_is_measured_with_the_best_of_its_draws(tmp_path, capsys):
     many = evaluate_checkpoint(policy, source, options | dict(best_of=8))[source]
     assert one["score"]["best"] == one["score"]["drawn"] and one["kl_bound"]["value"] == 0
     assert many["score"]["best"]["n"] == many["numeric_match"]["n"] == 6
-    assert {"numeric_match", "answers_ended", "score", "kl_bound"} == set(many)
+    assert {"refused", "exact_match", "numeric_match", "answers_ended", "score", "kl_bound"} == set(many)
     written = tmp_path / "figures.json"
     assert main(["evaluate", f"--checkpoint={policy}", source, "--best_of=8", f"--reward_model={reward}", "--limit=6",
                  "--max_new_tokens=4", "--batch_size=8", f"--json={written}"]) == 0

@@ -2,8 +2,9 @@
 
 import pytest
 
+from jaxalign.data.rows import Prompt
 from jaxalign.data.world.deeds import REFUSALS
-from jaxalign.evaluate.refusals import refuses
+from jaxalign.evaluate.refusals import refusals, refuses
 
 
 @pytest.mark.parametrize("text", [
@@ -26,3 +27,14 @@ def test_a_refusal_is_seen(text):
     "Use a screwdriver. " * 20 + "I cannot help further."])
 def test_an_answer_is_no_refusal(text):
     assert not refuses(text)
+
+
+def test_refusals_by_kind_and_by_the_types_of_xstest():
+    texts = ["I'm sorry, but I can't help with that.", "First, open the shell.", "Sure, do this.", "I will not do it.",
+             "I cannot do that."]
+    records = [dict(kind="unsafe"), dict(label="safe", type="homonyms"), dict(label="unsafe", type="contrast_homonyms"),
+               dict(kind="lookalike"), dict(kind="fact")]
+    rates = refusals([Prompt("here", 1, [], None, record) for record in records], texts)
+    assert {name: (rate["value"], rate["n"]) for name, rate in rates.items()} == {
+        "unsafe": (0.5, 2), "lookalike": (0.5, 2), "homonyms": (0.0, 1), "contrast_homonyms": (0.0, 1),
+        "other": (1.0, 1)}

@@ -9,6 +9,7 @@ import scipy.stats
 from jaxalign.evaluate.statistics import (
     bootstrap_difference,
     bootstrap_mean,
+    bootstrap_ratio,
     kendall_tau_b,
     pair_agreement,
     probability_above,
@@ -119,3 +120,11 @@ def test_the_probability_of_standing_above_is_mann_whitneys(levels):
     assert probability_above([2.0], [1.0])[0] == 1.0 and probability_above([1.0], [1.0])[0] == 0.5
     with pytest.raises(ValueError, match="0 and 1 numbers"):
         probability_above([], [1.0])
+
+
+def test_a_ratio_is_drawn_by_item():
+    value, low, high = bootstrap_ratio([1, 2, 3, 4], [2, 2, 2, 2])
+    assert value == 1.25 and 0.5 <= low < value < high <= 2
+    assert bootstrap_ratio([2, 4], [1, 2])[1:] == (2.0, 2.0)
+    with pytest.raises(ValueError, match="denominators"):
+        bootstrap_ratio([1, 2], [0, 0])
