@@ -78,5 +78,13 @@ def trained(name):
     return str(workdir)
 
 
+@functools.cache
+def ends_its_turns():
+    """A policy some of whose responses end and some do not; all of `trained("sft")`'s are cut, and earn the same."""
+    workdir = folder() / "sft"
+    train_stage(config("sft", steps=20, optimizer=dict(peak_lr=3e-2)), workdir)
+    return str(workdir)
+
+
 def metrics(workdir):
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]

@@ -34,19 +34,11 @@ CHANGES = {
 }
 
 
-@functools.cache
-def ends_its_turns():
-    """A policy some of whose responses end and some do not; all of the tiny chain's are cut, and earn the same."""
-    workdir = tiny_stages.folder() / "sft"
-    train_stage(tiny_stages.config("sft", steps=20, optimizer=dict(peak_lr=3e-2)), workdir)
-    return str(workdir)
-
-
 def run(name, **changes):
     """(workdir, each rollout's prompts, tokens and ends) of a stage's run."""
     changes = dict(steps=2, batch_size=8, optimizer=OPTIMIZER) | CHANGES.get(name, {}) | changes
     if name in CHANGES:
-        changes["init_from"] = ends_its_turns()
+        changes["init_from"] = tiny_stages.ends_its_turns()
     workdir, drawn, rows = tiny_stages.folder() / name, [], rl.response_rows
 
     def noted(prompts, rollouts, *more):

@@ -15,16 +15,20 @@ from jaxalign.train.state import create_state
 from jaxalign.train.step import make_train_step
 
 STEPS = 8
-# No tiny response earns anything: weight decay moves GRPO's policy all the same.
+# Nearly the gradient itself, for Adam makes of what is only rounding a step as large as any.
+OPTIMIZER = dict(peak_lr=0.2, eps=1.0, warmup_steps=0, schedule="constant")
 CHANGES = {
-    "grpo": dict(optimizer=dict(peak_lr=3e-2, weight_decay=0.1, warmup_steps=0)),
-    "ppo": dict(optimizer=dict(peak_lr=3e-2), kl_control="adaptive", kl_target=0.1, reward_scaling="std",
-                critic_warmup=2),
+    "grpo": dict(optimizer=OPTIMIZER, rewards=[dict(name="length", most=8, least=4, unit="characters")]),
+    "ppo": dict(optimizer=OPTIMIZER, kl_control="adaptive", kl_target=0.1, reward_scaling="std", critic_warmup=2),
 }
 
 
+def configured(name, **changes):
+    return tiny_stages.config(name, steps=STEPS, epochs=1, init_from=tiny_stages.ends_its_turns(), **(CHANGES[name] | changes))
+
+
 def made(name, folder, **changes):
-    config = tiny_stages.config(name, steps=STEPS, epochs=1, **(CHANGES[name] | changes))
+    config = configured(name, **changes)
     return STAGES[name](config, folder, make_mesh(devices=jax.devices()[:1])), config
 
 
@@ -54,11 +58,10 @@ def test_overlapped_training_is_the_off_policy_order_one_after_the_other(name, t
     train_stage(config, tmp_path / "run")
     folder, _ = read_meta(tmp_path / "run")
     got = load_params(folder, "policy", stage.network.abstract)
-    jax.tree.map(np.testing.assert_array_equal, got, by_hand.trainable["policy"])
-    on_policy = tiny_stages.config(name, steps=STEPS, epochs=1, **CHANGES[name])
-    train_stage(on_policy, tmp_path / "on_policy")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, by_hand.trainable["policy"])
+    train_stage(configured(name), tmp_path / "on_policy")
     other = load_params(read_meta(tmp_path / "on_policy")[0], "policy", stage.network.abstract)
-    assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (got, other))))
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (got, other)))) > 1e-3
 
 
 def test_the_ratio_is_to_the_weights_that_drew(tmp_path):
