@@ -57,7 +57,8 @@ def sets(tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.parametrize("tasks", [["code"], pytest.param(["code", "code_sft"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [["code"], ["code", "code_sft"]])
 def test_a_recipe_is_swept_measured_and_not_run_twice(tasks, experiment, sets, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     chosen = dict(tasks=tasks, shares=(0.0, 0.5), changes=CHANGES)
