@@ -127,15 +127,28 @@ def check_prefix_stable(tokenizer, template=None):
     talk = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2.\n"},
             {"role": "user", "content": " And then?"}, {"role": "assistant", "content": "<think>3</think> 4"},
             {"role": "user", "content": "Thanks."}]
+    _check_prefixes(talk, 1, tokenizer, template)
+    told = [{"role": "system", "content": "Be brief."}, *talk]  # which some write into the last question, wherever that is
+    try:
+        render(told[:2], tokenizer, add_generation_prompt=True, template=template)
+    except DataError:  # it writes no system turn, so none differently
+        return
+    _check_prefixes(told, 2, tokenizer, template)
+
+
+def _check_prefixes(talk, first, tokenizer, template):
+    """Refuses a template that does not write the first turns of a talk, from `first` of them on, as the whole begins."""
     whole, _ = render(talk, tokenizer, template=template)
-    for turns in range(1, len(talk)):
+    for turns in range(first, len(talk)):
         asks = talk[turns]["role"] == "assistant"
         part, _ = render(talk[:turns], tokenizer, add_generation_prompt=asks, template=template)
         if whole[:len(part)] != part:
-            raise ConfigError(f"chat template: the first {turns} turns are written differently once more follow "
+            last = talk[turns - 1]
+            raise ConfigError(f"chat template: the first {turns} turns, up to the {last['role']}'s {last['content']!r}, are "
+                              f"written differently once more follow "
                               f"({tokenizer.decode(part, specials='show')!r} against "
                               f"{tokenizer.decode(whole[:len(part)], specials='show')!r}); a template for "
-                              f"reinforcement learning must be prefix-stable")
+                              f"reinforcement learning must be prefix-stable: give one that is")
 
 
 def _short(value):

@@ -23,6 +23,11 @@ MARKED = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m
           "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 FORGETS = CHATML.replace("m['content']", "(m['content'].split('</think>')[-1] if not loop.last else m['content'])")
+# Mistral v0.3's way: what the system says is written into the last question.
+TOLD_LAST = ("{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}"
+             "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{{ '<|im_start|>' }}"
+             "{% if loop.last and m['role'] == 'user' and told is defined %}{{ told }}{% endif %}"
+             "{{ m['content'] + '<|im_end|>' }}{% endfor %}")
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "So?"},
         {"role": "assistant", "content": "\n\nNo.\n"}]
@@ -73,6 +78,14 @@ def test_t17_a_template_that_rewrites_the_past_is_refused_for_reinforcement_lear
         batches({"records": [{"prompt": "fox?"}], "shape": "prompts"}, t, kind="prompts", batch_size=1, length=64)
     source = {"records": [{"messages": TALK}], "shape": "messages"}
     assert next(batches(source, t, kind="tokens", batch_size=1, length=200))["mask_BT"].sum() > 0
+
+
+def test_t17_a_template_that_moves_the_system_turn_is_refused_for_reinforcement_learning():
+    t = tokenizer(TOLD_LAST)
+    with pytest.raises(ConfigError, match=r"first 2 turns, up to the user's 'What is 1 \+ 1\?', .*Be brief.*prefix-stable"):
+        check_prefix_stable(t)
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    check_prefix_stable(tokenizer(no_system + TOLD_LAST))
 
 
 def test_t17_text_never_yields_special_ids():

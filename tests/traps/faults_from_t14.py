@@ -55,6 +55,8 @@ FAULTS = [
     Fault("t17", "templates are looked at without the header that asks", CHAT,
           "part, _ = render(talk[:turns], tokenizer, add_generation_prompt=asks, template=template)",
           "part, _ = render(talk[:turns], tokenizer, template=template)"),
+    Fault("t17", "templates are not looked at with a system turn", CHAT,
+          "    _check_prefixes(told, 2, tokenizer, template)\n", ""),
     Fault("t18", "the data start anew", LOOP, '        stage.set_data_state(meta["data"])\n', "", only="pretrain"),
     Fault("t18", "the epoch is forgotten", "jaxalign/data/pipeline.py",
           'if state["epoch"] != self._epoch:', "if False:", only="sft and not lora"),

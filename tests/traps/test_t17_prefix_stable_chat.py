@@ -7,7 +7,7 @@ import random
 import pytest
 import sentencepiece as spm
 
-from jaxalign.data.chat import ROLES, Template, check_prefix_stable, render
+from jaxalign.data.chat import ROLES, Template, TemplateFault, check_prefix_stable, render
 from jaxalign.data.pipeline import batches
 from jaxalign.data.tokenizer import CHAT_TOKENS, Tokenizer, train_tokenizer
 from jaxalign.errors import ConfigError
@@ -96,3 +96,27 @@ def test_t17_a_template_that_is_not_prefix_stable_is_refused_for_reinforcement_l
     with pytest.raises(ConfigError, match="prefix-stable"):
         batches(source, TOKENIZER, kind="prompts", batch_size=1, length=32, template=ForgetsThoughts())
     assert next(batches(source, TOKENIZER, kind="prompts", batch_size=1, length=32))["length_B"][0] > 0
+
+
+class TellsLast(Template):
+    """Mistral v0.3's way: what the system says is written into the last question."""
+
+    def render(self, messages, tokenizer, add_generation_prompt=False):
+        if messages[0]["role"] == "system":
+            told, *messages = messages
+            if messages and messages[-1]["role"] == "user":
+                messages[-1] = {**messages[-1], "content": told["content"] + "\n\n" + messages[-1]["content"]}
+        return super().render(messages, tokenizer, add_generation_prompt)
+
+
+class KnowsNoSystem(TellsLast):
+    def render(self, messages, tokenizer, add_generation_prompt=False):
+        if messages[0]["role"] == "system":
+            raise TemplateFault("no system turn")
+        return super().render(messages, tokenizer, add_generation_prompt)
+
+
+def test_t17_a_template_that_moves_the_system_turn_is_refused_for_reinforcement_learning():
+    with pytest.raises(ConfigError, match=r"first 2 turns, up to the user's 'What is 1 \+ 1\?', .*Be brief.*prefix-stable"):
+        check_prefix_stable(TOKENIZER, TellsLast())
+    check_prefix_stable(TOKENIZER, KnowsNoSystem())
