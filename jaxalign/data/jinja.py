@@ -1,26 +1,19 @@
 """Chat templates in Jinja, as published with models: sandboxed, bounded, with the mask of the assistant's words."""
 
-import json
 import os.path
 import re
 
 from jaxalign.data.chat import ROLES, TemplateFault
+from jaxalign.data.sandbox import END, START, compiled
 from jaxalign.errors import ConfigError, get_extra
 
 NAMES = {"function_call": "assistant", "observation": "tool"}  # roles that templates do not know
-BROKEN, START, END, OTHER = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"  # noncharacters, which stand in no text
-MOST_STEPS, MOST_TEXT = 200_000, 20_000_000  # of loops and calls, and characters, in one rendering
-CALL = 4  # steps that a call takes, about as long as so many turns of a loop
-MOST_BITS = 256  # of a number
-# Methods of texts whose result can have any size, or leads to such.
-GROWING = ("center", "encode", "expandtabs", "format", "format_map", "ljust", "maketrans", "rjust", "translate",
-           "zfill")  # fmt: skip
-UNBOUNDED = ("batch", "center", "format", "indent", "round", "slice", "sum", "urlize", "wordwrap")  # filters like them
+BROKEN, OTHER = "\ufdd0", "\ufdd3"  # noncharacters, which stand in no text
 
 
 class JinjaTemplate:
     """A template's source. It sees the messages and the names of special tokens: no file, no clock, no attribute with
-    an underscore, and a bounded number of steps.
+    an underscore, and a bounded number of steps, characters and seconds.
 
     The mask is 1 on what stands inside `{% generation %}` where the template has that, else on what each assistant turn
     adds to the prompt before it (or, where a template writes a turn otherwise once others follow, on its content); and
@@ -42,9 +35,11 @@ class JinjaTemplate:
         self.source, self.tokens = source, dict(tokens)
         self.roles = {role: (NAMES.get(role, role), trained) for role, (_, trained) in ROLES.items()}
         try:
-            self._template, self._budget = _compiled(source)
+            self._template, self._budget = compiled(source)
         except jinja2.TemplateError as error:
             raise ConfigError(f"chat template, line {getattr(error, 'lineno', '?')}: {error}") from None
+        except (RecursionError, ValueError) as error:  # nested too deeply; a number that Python does not read
+            raise ConfigError(f"chat template: it cannot be read ({str(error)[:100]})") from None
         self._marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
 
     def render(self, messages, tokenizer, add_generation_prompt=False):
@@ -130,155 +125,3 @@ def _to_its_end(text, span, specials):
         raise TemplateFault(f"no special token ends the assistant's turn {text[start:end][-40:]!r}, so a model would "
                             "never learn to stop")
     return start, after.end()
-
-
-class _Budget:
-    """How many steps a rendering may still take."""
-
-    def __init__(self):
-        self.begin()
-
-    def begin(self):
-        self.steps = MOST_STEPS
-
-    def step(self, cost=1):
-        self.steps -= cost
-        if self.steps < 0:
-            raise TemplateFault(f"it takes more than {MOST_STEPS} steps")
-
-    def counted(self, items):
-        for item in items:
-            self.step()
-            yield item
-
-    def nested(self, value):
-        """A value none of whose parts holds itself again and again: as text it would have any size."""
-        inside = [value]
-        while inside:
-            part = inside.pop()
-            if isinstance(part, (list, tuple, dict)):
-                self.step()
-                inside += part.values() if isinstance(part, dict) else part
-        return value
-
-
-def _bounded(value):
-    if isinstance(value, (str, list, tuple)) and len(value) > MOST_TEXT:
-        raise TemplateFault(f"it makes a text of more than {MOST_TEXT} characters")
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        raise TemplateFault(f"it makes a number of more than {MOST_BITS} bits")
-    return value
-
-
-def _concatenated(parts, between=""):
-    """Texts put together, unless that makes too long a one."""
-    parts = list(parts)
-    if sum(map(len, parts)) + len(between) * len(parts) > MOST_TEXT:
-        raise TemplateFault(f"it makes a text of more than {MOST_TEXT} characters")
-    return between.join(parts)
-
-
-def _replaced(text, old, new, count=-1):
-    """`text.replace`, unless that makes too long a text."""
-    text, old, new = str(text), str(old), str(new)
-    if len(text) + text.count(old) * len(new) > MOST_TEXT:
-        raise TemplateFault(f"it makes a text of more than {MOST_TEXT} characters")
-    return text.replace(old, new, -1 if count is None else count)
-
-
-def _joined(parts, between="", attribute=None):
-    if attribute is not None:
-        raise TemplateFault("it joins by an attribute; use map first")
-    return _concatenated(map(str, parts), str(between))
-
-
-def _compiled(source):
-    """(a template that may do little and not for long, its budget)."""
-    import jinja2
-    from jinja2 import ext, nodes, sandbox, utils
-
-    budget = _Budget()
-
-    class Generation(ext.Extension):
-        tags = {"generation"}
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-        def _mark(self, caller):
-            return START + caller() + END
-
-    class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**", "%"])
-        concat = staticmethod(_concatenated)
-
-        def call_binop(self, context, operator, left, right):
-            if operator == "**" or operator == "%" and isinstance(left, str) or operator == "*" and any(
-                    isinstance(a, (str, list, tuple)) and len(a) * b > MOST_TEXT
-                    for a, b in ((left, right), (right, left)) if isinstance(b, int)):
-                raise TemplateFault(f"it computes {type(left).__name__} {operator} {type(right).__name__}")
-            return _bounded(super().call_binop(context, operator, left, right))
-
-        def call(self, context, function, *args, **kwargs):
-            budget.step(CALL)
-            text, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-            if isinstance(text, str) and name in ("join", "replace"):
-                return _concatenated(*args, between=text) if name == "join" else _replaced(text, *args, **kwargs)
-            return budget.nested(_bounded(super().call(context, function, *args, **kwargs)))
-
-        def is_safe_attribute(self, value, name, found):
-            if isinstance(value, (int, float, bytes)) or isinstance(value, str) and name in GROWING:
-                return False
-            return super().is_safe_attribute(value, name, found)
-
-    class Namespace(utils.Namespace):
-        def __repr__(self):
-            return "<Namespace>"  # and not what it holds, which may be itself again and again
-
-    def raise_exception(message):
-        raise TemplateFault(str(message))
-
-    def to_json(value, indent=None, ensure_ascii=False, **_):
-        return _bounded(json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent, 8) if indent else None))
-
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
-    for name in UNBOUNDED:
-        del environment.filters[name]
-    # No clock (strftime_now): a template that writes today's date falls back on the one its model was trained with.
-    environment.filters |= {"tojson": to_json, "counted": budget.counted, "nested": budget.nested, "join": _joined,
-                            "replace": _replaced}
-    environment.globals = {"raise_exception": raise_exception, "namespace": Namespace,
-                           "range": environment.globals["range"], "dict": dict}
-    tree = environment.parse(source)
-    for loop in list(tree.find_all(nodes.For)):
-        if loop.recursive:
-            raise jinja2.TemplateSyntaxError("recursive loops are not allowed", loop.lineno)
-        loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None).set_lineno(loop.lineno)
-    _guard(tree, nodes)
-    code = environment.compile(tree)
-    return environment.template_class.from_code(environment, code, environment.make_globals(None)), budget
-
-
-def _guard(node, nodes):
-    """Puts a filter in place of every `~`, which could double a text again and again, and around every list and
-    mapping, which could hold itself twice, again and again."""
-    for field, value in node.iter_fields():
-        children = value if isinstance(value, list) else [value]
-        for n, child in enumerate(children):
-            if not isinstance(child, nodes.Node):
-                continue
-            _guard(child, nodes)
-            made = None
-            if isinstance(child, nodes.Concat):
-                made = nodes.Filter(nodes.List(child.nodes), "join", [], [], None, None)
-            elif isinstance(child, (nodes.List, nodes.Dict)) or isinstance(child, nodes.Tuple) and child.ctx == "load":
-                made = nodes.Filter(child, "nested", [], [], None, None)
-            if made is None:
-                continue
-            made.set_lineno(child.lineno)
-            if isinstance(value, list):
-                value[n] = made
-            else:
-                setattr(node, field, made)

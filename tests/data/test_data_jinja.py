@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+from jaxalign.data import budget  # noqa: E402
 from jaxalign.data.chat import check_prefix_stable, render  # noqa: E402
 from jaxalign.data.pipeline import batches  # noqa: E402
 from jaxalign.data.published import PublishedTokenizer, pack_files, read_folder  # noqa: E402
@@ -112,6 +113,9 @@ def test_the_same_files_are_the_same_tokenizer():
     assert tokenizer(MARKED) != t
 
 
+LONG = "{% set x = 'x' * 9000000 %}{% set y = 'x' * 9000000 %}"  # the same, and not one object
+OFTEN = LONG.replace("{", "{{").replace("}", "}}") + (
+    "{{% set n = namespace(x=[]) %}}{{% for i in range(99999) %}}{}{{% endfor %}}")
 HOSTILE = {
     "a file": "{% include '/etc/passwd' %}",
     "an attribute": "{{ ''.__class__.__mro__ }}",
@@ -145,6 +149,37 @@ HOSTILE = {
                        "{% endfor %}{{ n.x | string }}",
     "tuples": "{% set n = namespace(x=()) %}{% for i in range(60) %}{% set n.x = n.x, n.x %}{% endfor %}{{ n.x | upper }}",
     "added lists": "{% set n = namespace(x=[[]]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "filtered lists": "{% for i in range(50) %}{% set y = range(99999) | map('string') | list %}{% endfor %}",
+    "filtered to nothing": "{% for i in range(50) %}{% set y = range(99999) | select('string') | list %}{% endfor %}",
+    "filtered": OFTEN.format("{% set z = x | upper %}"),
+    "a title": OFTEN.format("{% set z = x | title %}"),
+    "called": OFTEN.format("{% set z = x.count('y') %}"),
+    "compared": OFTEN.format("{% if x == y %}{% endif %}"),
+    "tested": OFTEN.format("{% if x is eq y or x is upper %}{% endif %}"),
+    "selected": OFTEN.format("{% set z = ([x] * 99) | select('ne', y) | list %}"),
+    "searched": OFTEN.format("{% if 'y' in x %}{% endif %}"),
+    "a searched range": OFTEN.format("{% if 'y' in range(99999) %}{% endif %}"),
+    "sliced": OFTEN.format("{% set z = x[1:] %}"),
+    "with arguments": "{% macro f() %}{{ varargs | length }}{% endmacro %}" + OFTEN.format("{{ f(*range(99999)) }}"),
+    "without keys": "{% set k = dict.fromkeys(range(9999)).keys() %}" + OFTEN.format("{% set z = k - k %}"),
+    "kept": OFTEN.format("{% set n.x = n.x + [x ~ i] %}"),
+    "kept names": OFTEN.format("{% set n.x = n.x + [i] %}"),
+    "written blocks": "{% for i in range(99999) %}{% set z %}{{ i }}" + "x" * 1000000 + "{% endset %}{% endfor %}",
+    "written lists": LONG + "{{ [x] * 99999 }}",
+    "sorted": LONG + "{{ ([x] * 99999) | sort | length }}",
+    "sorted by an attribute": LONG + "{% set n = namespace(x=x) %}{{ ([n] * 99999) | sort(attribute='x') | length }}",
+    "sorted as they come": LONG + "{{ ([{'a': x}] * 99999) | map(attribute='a') | sort | length }}",
+    "compared lists": LONG + "{{ [x] * 99999 == [y] * 99999 }}",
+    "compared with each": LONG + "{% set z = [x] * 99999 %}{{ x[1:] ~ 'y' in z }}",
+    "searched from the right": LONG + "{{ x.rfind('xy' + 'x' * 1000000) }}",
+    "stripped": LONG + "{{ x.strip('y' * 9000000 + 'x') }}",
+    "stripped by a filter": LONG + "{{ x | trim('y' * 9000000 + 'x') }}",
+    "split": "{{ ('x ' * 9999999).split() | length }}",
+    "split at its lines": "{{ ('x\n' * 9999999).splitlines() | length }}",
+    "without tags": "{{ (('<!--' * 2000000 + '-->' * 2000000) | safe).striptags() }}",
+    "a number in a text": "{{ ('f' * 20000000) | int(0, 16) }}",
+    "a long number": "{{ " + "9" * 5000 + " }}",
+    "deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "its own complaint": "{{ raise_exception('roles must alternate') }}",
 }
 
@@ -152,9 +187,38 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_an_error_and_soon(name):
     started = time.process_time()
-    with pytest.raises(ConfigError, match="chat template"):
+    with pytest.raises(ConfigError, match="chat template") as error:
         tokenizer(HOSTILE[name] + CHATML)
     assert time.process_time() - started < 5
+    assert "seconds" not in str(error.value)  # which is the last line of defence; what it does is counted
+
+
+def test_a_template_that_takes_too_long_is_refused_whatever_it_does(monkeypatch):
+    t = tokenizer()
+    monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
+    with pytest.raises(DataError, match="it takes more than 0 seconds"):
+        render(TALK[1:3] * 50, t)
+
+
+def test_a_long_conversation_is_written_by_templates_that_look_at_it_again_and_again():
+    """As those of models that call tools do: backwards for the last question, each turn stripped, split and compared."""
+    source = ("{% set n = namespace(last=messages | length - 1, seen=[]) %}"
+              "{% for m in messages[::-1] %}{% set i = messages | length - 1 - loop.index0 %}{% if m.role == 'user' and not "
+              "m.content.startswith('<tool>') %}{% set n.last = [n.last, i] | min %}{% endif %}{% endfor %}"
+              "{% for m in messages %}{% set text = m.content | trim %}{% if '</think>' in text %}"
+              "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}{% set n.seen = n.seen + [m.role] %}"
+              "{{ '<|im_start|>' + m['role'] + '\\n' + text + '<|im_end|>\\n' }}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    talk = [{"role": role, "content": "word " * 400} for role in ("user", "assistant")] * 500
+    text = tokenizer(source).template._text(talk, False)
+    assert text.count("<|im_end|>") == 1000 and len(text) > 2_000_000
+
+
+def test_methods_of_texts_are_there_inside_loops():
+    source = ("{% for m in messages %}{{ '<|im_start|>' + m.role.replace('s', 'z', 1) + m.content.split('e', 1) | join('*') "
+              "+ '-'.join(['a', m.get('no', 'b')]) + m.content.splitlines() | last + '<|im_end|>' }}{% endfor %}")
+    assert tokenizer(source).template._text(TALK[:2], False) == (
+        "<|im_start|>zystemB* kind.a-bBe kind.<|im_end|><|im_start|>uzerHia-bHi<|im_end|>")
 
 
 def test_a_row_that_the_template_refuses_is_named():
