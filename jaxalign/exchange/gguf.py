@@ -25,7 +25,8 @@ def read_gguf(path):
     """(config, generation config, tokenizer, tensors) of a file, as `importing.Published` holds them.
 
     Raises:
-      CheckpointError: no GGUF file, or one cut short. ConfigError: an architecture or a tokenizer that is not known.
+      CheckpointError: no GGUF file, one cut short, or a tensor of a type that cannot be read. ConfigError: an
+        architecture or a tokenizer that is not known.
     """
     try:
         import gguf
@@ -40,16 +41,43 @@ def read_gguf(path):
     architecture = fields.get("general.architecture")
     if architecture not in FAMILIES:
         raise ConfigError(f"{path}: general.architecture={architecture!r}; expected one of {', '.join(FAMILIES)}")
+    _check_types(path, reader.tensors)
     try:
         tensors = Tensors(path, reader, architecture, fields)
         config = _config(fields, architecture, tensors)
         tokenizer = _tokenizer(fields)
     except KeyError as error:
         raise ConfigError(f"{path}: its metadata lack {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise ConfigError(f"{path}: a value of its metadata cannot be used ({error})") from None
     eos = fields.get("tokenizer.ggml.eos_token_id")
     return config, {} if eos is None else {"eos_token_id": int(eos)}, tokenizer, tensors
+
+
+def _check_types(path, tensors):
+    """Refuses a tensor that cannot be dequantised before any is."""
+    from gguf import GGMLQuantizationType
+
+    known = {kind for kind in {tensor.tensor_type for tensor in tensors} if _is_readable(kind)}
+    for tensor in tensors:
+        if tensor.tensor_type not in known:
+            names = ", ".join(kind.name for kind in GGMLQuantizationType if _is_readable(kind))
+            raise CheckpointError(f"{path}: {tensor.name} is of type {tensor.tensor_type.name}; expected one of {names}; "
+                                  "quantise the model to one of these, or import its safetensors")
+
+
+def _is_readable(kind):
+    """Whether the package dequantises a type, which it says only once asked to."""
+    from gguf import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class Tensors:

@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 from jaxalign.cli import main  # noqa: E402
+from jaxalign.errors import CheckpointError  # noqa: E402
 from jaxalign.exchange.gguf import NAMES, read_gguf  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 
@@ -106,20 +107,46 @@ def test_what_is_quantised_is_read_as_the_nearest_numbers_there_are(kind, step, 
     assert (np.abs(x - expected).reshape(-1, 32) <= 1.01 * step * largest).all()
 
 
-def test_k_quants_are_read_as_their_definition_says(tmp_path):
-    """Blocks made by hand. Q6_K: d · scale · (q − 32), a scale for 16 numbers; Q4_K: d · scale · q − dmin · min, for 32."""
+SCALES = np.arange(1, 9.0), np.arange(5, 13.0)  # of 32 numbers each; what is taken off them
+PACKED = bytes([1, 2, 3, 4, 5, 6, 7, 8, 0x95, 0xA6, 0xB7, 0xC8])  # the same in 6 bits each
+HALVES = np.float16([0.5, 0.25]).tobytes()
+
+
+@pytest.mark.parametrize("kind, block, row", [
+    # d · (q − 32) · scale, a scale for 16 numbers; q = 0
+    ("Q6_K", b"\x00" * 192 + bytes(range(1, 17)) + HALVES[:2], np.repeat(0.5 * -32.0 * np.arange(1, 17), 16)),
+    # d · scale · q − dmin · min, for 32; q = 3, 5, 3, …
+    ("Q4_K", HALVES + PACKED + b"\x53" * 128, np.repeat(0.5 * SCALES[0] * np.array([3, 5] * 4) - 0.25 * SCALES[1], 32)),
+    # the same with a fifth bit from elsewhere: here of the second, third, … 32 numbers 16 more where it is set (0b01100110)
+    ("Q5_K", HALVES + PACKED + b"\x66" * 32 + b"\x53" * 128,
+     np.repeat(0.5 * SCALES[0] * (np.array([3, 5] * 4) + 16 * np.array([0, 1, 1, 0, 0, 1, 1, 0])) - 0.25 * SCALES[1], 32)),
+    # d · scale · q − dmin · min in 4 bits each, for 16; q = 0, 1, 2, 3 for 32 numbers each
+    ("Q2_K", bytes(0x20 + n for n in range(16)) + b"\xE4" * 64 + HALVES,
+     0.5 * np.repeat(np.arange(16.0), 16) * np.repeat([0, 1, 2, 3] * 2, 32) - 0.25 * 2),
+    # d · (scale − 32) · (q − 4 where a third bit is not set), for 16; scales are 33, q as before
+    ("Q3_K", b"\x66" * 32 + b"\xE4" * 64 + b"\x11" * 8 + b"\xAA" * 4 + HALVES[:2],
+     0.5 * np.repeat(np.array([0, 1, 2, 3] * 2) - 4.0 * np.array([1, 0, 0, 1, 1, 0, 0, 1]), 32)),
+])  # fmt: skip
+def test_k_quants_are_read_as_their_definition_says(kind, block, row, tmp_path):
+    """Blocks of 256 numbers made by hand."""
     config = published(tmp_path / "model", **SIZES)
-    scales = np.arange(1, 17, dtype=np.int8)
-    six = b"\x00" * 192 + scales.tobytes() + np.float16(0.5).tobytes()
-    four = np.float16([0.5, 0.25]).tobytes() + bytes([1, 2, 3, 4, 5, 6, 7, 8, 0x95, 0xA6, 0xB7, 0xC8]) + b"\x53" * 128
-    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"]
-    blocks = {name: (QUANTISED[kind], np.tile(np.frombuffer(block, np.uint8), (256, 1)))
-              for name, kind, block in zip(names, ("Q6_K", "Q4_K"), (six, four))}
+    name = "model.layers.0.mlp.up_proj.weight"
+    blocks = {name: (QUANTISED[kind], np.tile(np.frombuffer(block, np.uint8), (256, 1)))}
     *_, tensors = read_gguf(write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, blocks))
-    np.testing.assert_array_equal(tensors.read(names[0]), np.tile(np.repeat(0.5 * -32.0 * scales, 16), (256, 1)))
-    scale, least = np.array([1, 2, 3, 4, 5, 6, 7, 8.0]), np.array([5, 6, 7, 8, 9, 10, 11, 12.0])
-    row = 0.5 * scale * np.array([3, 5] * 4) - 0.25 * least
-    np.testing.assert_array_equal(tensors.read(names[1]), np.tile(np.repeat(row, 32), (256, 1)))
+    np.testing.assert_array_equal(tensors.read(name), np.tile(row, (256, 1)))
+
+
+@pytest.mark.parametrize("kind", ["I32", "F64", "Q8_1", "Q8_K"])
+def test_a_type_that_cannot_be_read_is_said_when_the_file_is_opened(kind, tmp_path):
+    config = published(tmp_path / "model", **SIZES)
+    block, size = gguf.GGML_QUANT_SIZES[QUANTISED[kind]]
+    data = np.zeros((256, 256 // block * size), np.uint8)
+    data = data.view({"I32": np.int32, "F64": np.float64}.get(kind, np.uint8))
+    kinds = {"model.layers.0.mlp.up_proj.weight": (QUANTISED[kind], data)}
+    path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, kinds)
+    with pytest.raises(CheckpointError, match=rf"model.gguf: blk.0.ffn_up.weight is of type {kind}; expected one of F32, F16, "
+                                              r".*Q6_K.*; quantise the model to one of these, or import"):
+        read_gguf(path)
 
 
 def at(place, form, value):
