@@ -7,6 +7,8 @@ import numpy as np
 from jaxalign.data.published import PublishedTokenizer, pack_files
 from jaxalign.data.vocabularies import CUTS, byte_level_json
 from jaxalign.errors import CheckpointError, ConfigError, get_extra
+from jaxalign.models.families.configs import scaling
+from jaxalign.models.rotary import SCALINGS
 
 # general.architecture → (model_type, whether rows of queries and keys are stored for pairs that stand side by side).
 FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
@@ -18,6 +20,8 @@ NAMES = {
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 ROPE_TABLE = "rope_freqs.weight"  # of Llama 3.1 and later: what each wave is stretched by
+LLAMA3 = [{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)]  # of 3.1 and 3.3; of 3.2
 CONTROL, BYTE = 3, 6  # of tokenizer.ggml.token_type
 
 
@@ -99,15 +103,18 @@ class Tensors:
 
     def read(self, name):
         """One tensor, dequantised."""
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
-        x = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(self.shape(name))
+        x = _dequantised(self._tensors[name]).reshape(self.shape(name))
         heads = next((n for part, n in self._heads.items() if f".{part}." in name), 0)
         if self._paired and heads:
             # Pairs that are rotated together: here row after row, with us half a head apart.
             x = x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
         return x
+
+
+def _dequantised(tensor):
+    from gguf.quants import dequantize
+
+    return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
 
 
 def _name(name):
@@ -127,10 +134,10 @@ def _config(fields, architecture, tensors):
 
     family, _ = FAMILIES[architecture]
     heads, width = int(of("attention.head_count")), int(of("embedding_length"))
-    if of("rope.scaling.type", "none") != "none" or tensors.rope_table is not None:
-        raise ConfigError(f"rotary positions stretched by {of('rope.scaling.type', ROPE_TABLE)!r} cannot be read from "
-                          "GGUF yet; import the model's safetensors")
-    return {
+    if of("rope.scaling.type", "none") != "none":
+        raise ConfigError(f"rotary positions stretched by {of('rope.scaling.type')!r} cannot be read from GGUF yet; import "
+                          "the model's safetensors")
+    config = {
         "model_type": family, "vocab_size": tensors.shape("model.embed_tokens.weight")[0], "hidden_size": width,
         "num_hidden_layers": int(of("block_count")), "num_attention_heads": heads,
         "num_key_value_heads": int(of("attention.head_count_kv", heads)),
@@ -140,6 +147,22 @@ def _config(fields, architecture, tensors):
         "rope_theta": float(of("rope.freq_base", 10000.0)), "max_position_embeddings": int(of("context_length", 2048)),
         "tie_word_embeddings": "lm_head.weight" not in tensors.names, "hidden_act": "silu",
     }  # fmt: skip
+    if tensors.rope_table is not None:
+        config["rope_scaling"] = _rope_scaling(tensors.rope_table, config["rope_theta"], config["head_dim"])
+    return config
+
+
+def _rope_scaling(table, theta, size):
+    """The rope_scaling of config.json that stretches waves by a file's table, which holds nothing but the outcome."""
+    wanted = _dequantised(table).reshape(-1)
+    frequency = theta ** (-np.arange(0, size, 2, dtype=np.float32) / size)
+    for known in LLAMA3:
+        kind, *numbers = scaling(known, {})
+        factors = frequency / np.asarray(SCALINGS[kind](frequency, theta, *numbers)[0])
+        if wanted.shape == factors.shape and np.allclose(wanted, factors, rtol=1e-3, atol=0.0):
+            return dict(known)
+    raise ConfigError(f"{ROPE_TABLE} stretches {wanted.size} waves by up to {wanted.max():g}; expected the {frequency.size} "
+                      "factors of Llama 3.1, 3.2 or 3.3; import the model's safetensors")
 
 
 def _tokenizer(fields):

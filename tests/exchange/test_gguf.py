@@ -14,9 +14,10 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 from jaxalign.cli import main  # noqa: E402
-from jaxalign.errors import CheckpointError  # noqa: E402
+from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
 from jaxalign.exchange.gguf import NAMES, read_gguf  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
+from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
@@ -32,7 +33,7 @@ def their_name(name):
     return f"{THEIRS[stem]}.{kind}"
 
 
-def write_gguf(path, folder, config, kinds=(), architecture=None, leave_out=()):
+def write_gguf(path, folder, config, kinds=(), architecture=None, leave_out=(), rope_table=None):
     """The model that `write_model` wrote to a folder as a file; `kinds`: published name → (type, its bytes or None)."""
     files, family = Safetensors(folder), config["model_type"]
     architecture = architecture or family
@@ -65,6 +66,8 @@ def write_gguf(path, folder, config, kinds=(), architecture=None, leave_out=()):
         else:
             data = gguf.quants.quantize(x, kind) if data is None else data
             writer.add_tensor(their_name(name), data, raw_dtype=kind)
+    if rope_table is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(rope_table, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -126,7 +129,7 @@ HALVES = np.float16([0.5, 0.25]).tobytes()
     # d · (scale − 32) · (q − 4 where a third bit is not set), for 16; scales are 33, q as before
     ("Q3_K", b"\x66" * 32 + b"\xE4" * 64 + b"\x11" * 8 + b"\xAA" * 4 + HALVES[:2],
      0.5 * np.repeat(np.array([0, 1, 2, 3] * 2) - 4.0 * np.array([1, 0, 0, 1, 1, 0, 0, 1]), 32)),
-])  # fmt: skip
+], ids=["Q6_K", "Q4_K", "Q5_K", "Q2_K", "Q3_K"])  # fmt: skip
 def test_k_quants_are_read_as_their_definition_says(kind, block, row, tmp_path):
     """Blocks of 256 numbers made by hand."""
     config = published(tmp_path / "model", **SIZES)
@@ -146,6 +149,39 @@ def test_a_type_that_cannot_be_read_is_said_when_the_file_is_opened(kind, tmp_pa
     path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, kinds)
     with pytest.raises(CheckpointError, match=rf"model.gguf: blk.0.ffn_up.weight is of type {kind}; expected one of F32, F16, "
                                               r".*Q6_K.*; quantise the model to one of these, or import"):
+        read_gguf(path)
+
+
+def llama3_table(factor, theta=500_000.0, size=64):
+    """As llama.cpp's conversion computes it."""
+    wave = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
+    smooth = (8192 / wave - 1) / (4 - 1)
+    table = np.where(wave < 8192 / 4, 1.0, np.where(wave > 8192, factor, 1 / ((1 - smooth) / factor + smooth)))
+    assert len(set(table)) > 3
+    return table
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_table_of_llama_3_is_read_as_the_scaling_that_it_comes_from(factor, tmp_path):
+    config = published(tmp_path / "model", **SIZES, rope_theta=500_000.0)
+    path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, rope_table=llama3_table(factor))
+    assert main(["import", f"--from={path}", f"--to={tmp_path / 'run'}"]) == 0
+    assert list(read_meta(tmp_path / "run")[1]["model"]["rope_scaling"]) == ["llama3", factor, 1.0, 4.0, 8192.0]
+    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_scaling"] == {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize("table, message", [
+    (llama3_table(16.0), "rope_freqs.weight stretches 32 waves by up to 16; expected the 32 factors of Llama 3.1"),
+    (llama3_table(8.0) * np.where(np.arange(32) == 5, 1.01, 1.0), "stretches 32 waves by up to 8; expected"),
+    (llama3_table(8.0, size=128), "stretches 64 waves by up to 8; expected the 32 factors"),
+])
+def test_another_table_is_refused(table, message, tmp_path):
+    config = published(tmp_path / "model", **SIZES, rope_theta=500_000.0)
+    path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, rope_table=table)
+    with pytest.raises(ConfigError, match=f"model.gguf: .*{message}"):
         read_gguf(path)
 
 
