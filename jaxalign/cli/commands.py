@@ -73,6 +73,10 @@ def import_(values, _, __):
     done = import_adapters(source, values.to, values.base) if values.base else import_model(source, values.to)
     template = "its own chat template" if done["template"] else "no chat template, so a plain one"
     print(f"wrote {values.to}: {done['family']}, {done['parameters']:,} parameters from {done['dtype']}, {template}")
+    rows, tokens = done.get("vocab_size", 0), done.get("tokens", 0)
+    if rows - tokens > 0.05 * rows:
+        print(f"the tokenizer has {tokens:,} tokens, the embedding {rows:,} rows; where that is more than padding, one "
+              "of the two is another model's")
 
 
 def export(values, _, __):

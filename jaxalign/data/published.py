@@ -153,6 +153,10 @@ class PublishedTokenizer:
         """The piece of one id, as the vocabulary writes it."""
         return self._vocabulary.piece(int(i))
 
+    def is_word(self, i):
+        """Whether one id stands for a piece of text, and neither for a special or added token nor for nothing."""
+        return 0 <= i < self.vocab_size and i not in self.special_ids and self._vocabulary.is_word(i)
+
     def piece_bytes(self, i):
         """What one id stands for in a text; empty for special tokens."""
         return b"" if int(i) in self.special_ids else self._vocabulary.piece_bytes(int(i))

@@ -6,6 +6,7 @@ import re
 from jaxalign.errors import ConfigError, DataError, get_extra
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_NAME = re.compile(r"<[^<>]+>|\[[A-Z_]+\]")  # how tokens that stand for no text are written: <|end|>, [PAD]
 _SPACE = "\u2581"
 # How GPT-2 writes bytes as printable characters: those that are printable as themselves, the others from 256 on.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -67,6 +68,9 @@ class JsonVocabulary:
     def piece(self, i):
         return self._tokenizer.id_to_token(i) or ""
 
+    def is_word(self, i):
+        return i not in self._added and bool(self.piece(i)) and not _NAME.fullmatch(self.piece(i))
+
     def piece_bytes(self, i):
         piece = self.piece(i)
         if i in self._added:
@@ -116,6 +120,10 @@ class SentencePieceVocabulary:
 
     def piece(self, i):
         return self._processor.id_to_piece(i)
+
+    def is_word(self, i):
+        p = self._processor
+        return not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i) or _NAME.fullmatch(self.piece(i)))
 
     def piece_bytes(self, i):
         piece = self.piece(i)

@@ -67,7 +67,7 @@ def import_model(source, to, *, mesh=None):
       to: the checkpoint's workdir; it must not exist or be empty.
       mesh: where the weights go on their way; None takes all devices, each a part of every matrix.
     Returns:
-      {"family", "parameters", "dtype", "vocab_size", "template", "ignored"}.
+      {"family", "parameters", "dtype", "vocab_size", "tokens", "template"}.
     Raises:
       ConfigError, CheckpointError, DataError.
     """
@@ -86,6 +86,7 @@ def import_model(source, to, *, mesh=None):
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
                           f"{model.vocab_size}; one of the two is another model's")
+    check_ids(published.config, tokenizer, where)
     abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
     shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
     mapping = mapping_of(published.config, model, head, shapes)
@@ -104,7 +105,20 @@ def import_model(source, to, *, mesh=None):
     params = read_parameters(read, abstract, mesh, made=("gate/kernel",) if head == "reward" else ())
     _write(to, head, params, meta)
     return {"family": published.config["model_type"], "parameters": sum(x.size for x in jax.tree.leaves(params)),
-            "dtype": dtype, "vocab_size": model.vocab_size, "template": tokenizer.has_template}
+            "dtype": dtype, "vocab_size": model.vocab_size, "tokens": tokenizer.vocab_size,
+            "template": tokenizer.has_template}
+
+
+def check_ids(config, tokenizer, where):
+    """Refuses a tokenizer in which an id that the model knows as the begin or end of a text stands for a word: what a model
+    was trained to stop at is never a word. Ids that the tokenizer has no token for tell nothing."""
+    for name, own in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
+        ids = config.get(name)
+        for i in ids if isinstance(ids, list) else [ids]:
+            if own is not None and isinstance(i, int) and i != own and tokenizer.is_word(i):
+                raise CheckpointError(f"{where}: config.json has {name}={i}, which is {tokenizer.piece(i)!r} in the "
+                                      f"tokenizer; expected {own} ({tokenizer.piece(own)!r}) or another of its special "
+                                      "tokens; one of the two is another model's: copy both from where the weights are from")
 
 
 def import_adapters(source, to, base):

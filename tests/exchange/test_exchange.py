@@ -14,6 +14,10 @@ import tiny_stages  # noqa: E402
 from published_tokenizer import write_tokenizer  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
+from jaxalign.data.published import PublishedTokenizer, pack_files  # noqa: E402
+from jaxalign.data.vocabularies import byte_level_json  # noqa: E402
+from jaxalign.errors import CheckpointError  # noqa: E402
+from jaxalign.exchange.importing import check_ids  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
@@ -114,6 +118,40 @@ def test_copies_masks_and_short_names_of_old_files(case, name, tmp_path):
     back = Safetensors(tmp_path / "out")
     assert back.names == set(kept)
     assert all(back.read(n).tobytes() == x.tobytes() for n, x in kept.items())
+
+
+@pytest.mark.parametrize("rows, told", [(24, False), (25, False), (26, True)])
+def test_a_tokenizer_that_leaves_much_of_the_embedding_unused_is_told_of(rows, told, tmp_path, capsys):
+    model = published(tmp_path / "model", vocab_size=rows)
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert (f"the tokenizer has 24 tokens, the embedding {rows} rows" in said) == told
+
+
+def test_ids_that_are_no_words_are_let_in():
+    """Several ends, as Llama 3 has; a token that was added and is not called special; rows that are padding (Qwen 2.5)."""
+    pieces = ["<s>", "</s>", "a", "b", "<|eot|>", "EOM"]
+    spec = json.loads(byte_level_json({t: i for i, t in enumerate(pieces)}, [], pieces[:2]))
+    spec["added_tokens"].append(dict(spec["added_tokens"][0], id=5, content="EOM", special=False))
+    for bos in ("<s>", None):
+        names = {"bos_token": bos, "eos_token": "</s>"}
+        tokenizer = PublishedTokenizer(pack_files({
+            "tokenizer.json": json.dumps(spec).encode(), "tokenizer_config.json": json.dumps(names).encode()}))
+        for ends in (None, 1, [1, 4, 5, 6, 99, -1]):
+            check_ids({"bos_token_id": 1, "eos_token_id": ends}, tokenizer, "model")
+        check_ids({}, tokenizer, "model")
+    check_ids({"bos_token_id": 2}, tokenizer, "model")  # of which the tokenizer knows nothing
+    with pytest.raises(CheckpointError, match="model: config.json has eos_token_id=3, which is 'b'"):
+        check_ids({"eos_token_id": [1, 3]}, tokenizer, "model")
+
+
+def test_the_ids_of_a_sentencepiece_model_are_looked_at(shared_data):
+    data = (shared_data / "tokenizers" / "mistral_v1.model").read_bytes()
+    tokenizer = PublishedTokenizer(pack_files({
+        "tokenizer.model": data, "tokenizer_config.json": b'{"bos_token": "<s>", "eos_token": "</s>"}'}))
+    check_ids({"bos_token_id": 1, "eos_token_id": [2, 0, 13]}, tokenizer, "mistral")  # 13 is the byte of a line's end
+    with pytest.raises(CheckpointError, match="eos_token_id=1000, which is"):
+        check_ids({"eos_token_id": 1000}, tokenizer, "mistral")
 
 
 def cut(folder):
@@ -219,6 +257,8 @@ def bad_template(source):
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     (no_tokenizer, "expected a tokenizer"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read"),
+    (another(bos_token_id=5), r"bos_token_id=5, which is 'd' in the tokenizer; expected 0 \('<.text.>'\)"),
+    (another(eos_token_id=[1, 0, 7]), r"eos_token_id=7, which is 'f' in the tokenizer; expected 1 .* copy both"),
     (many_tokens, "the tokenizer has 25 tokens, the model embeds 24"),
     (bad_template("{% for m in messages %}"), "chat template, line 1: Unexpected end of template"),
     (bad_template("{{ messages[0].content }}"), "chat template: it cannot write one question with its answer"),

@@ -120,7 +120,7 @@ HALVES = np.float16([0.5, 0.25]).tobytes()
     ("Q6_K", b"\x00" * 192 + bytes(range(1, 17)) + HALVES[:2], np.repeat(0.5 * -32.0 * np.arange(1, 17), 16)),
     # d · scale · q − dmin · min, for 32; q = 3, 5, 3, …
     ("Q4_K", HALVES + PACKED + b"\x53" * 128, np.repeat(0.5 * SCALES[0] * np.array([3, 5] * 4) - 0.25 * SCALES[1], 32)),
-    # the same with a fifth bit from elsewhere: here of the second, third, … 32 numbers 16 more where it is set (0b01100110)
+    # the same with a fifth bit from elsewhere, one a 32 numbers: 0b01100110
     ("Q5_K", HALVES + PACKED + b"\x66" * 32 + b"\x53" * 128,
      np.repeat(0.5 * SCALES[0] * (np.array([3, 5] * 4) + 16 * np.array([0, 1, 1, 0, 0, 1, 1, 0])) - 0.25 * SCALES[1], 32)),
     # d · scale · q − dmin · min in 4 bits each, for 16; q = 0, 1, 2, 3 for 32 numbers each
@@ -147,8 +147,8 @@ def test_a_type_that_cannot_be_read_is_said_when_the_file_is_opened(kind, tmp_pa
     data = data.view({"I32": np.int32, "F64": np.float64}.get(kind, np.uint8))
     kinds = {"model.layers.0.mlp.up_proj.weight": (QUANTISED[kind], data)}
     path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, kinds)
-    with pytest.raises(CheckpointError, match=rf"model.gguf: blk.0.ffn_up.weight is of type {kind}; expected one of F32, F16, "
-                                              r".*Q6_K.*; quantise the model to one of these, or import"):
+    with pytest.raises(CheckpointError, match=rf"model.gguf: blk.0.ffn_up.weight is of type {kind}; expected one of F32, "
+                                              r"F16, .*Q6_K.*; quantise the model to one of these, or import"):
         read_gguf(path)
 
 
