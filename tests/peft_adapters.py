@@ -5,10 +5,15 @@ import json
 import pathlib
 import zlib
 
+import jax
 import numpy as np
-from published_models import config_of, mapping_and_abstract
+from flax import nnx
+from published_models import DOCUMENTS, config_of, mapping_and_abstract
 
 from jaxalign.exchange.safetensors import write
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.transformer import Transformer, logits_of
+from jaxalign.train.checkpoint import load_params, read_meta
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "peft.json"
 # name → (case of published_models, what the adapter has)
@@ -66,3 +71,18 @@ def packed(array):
 
 def unpacked(text):
     return np.frombuffer(base64.b64decode(text), np.float32)
+
+
+def logits(run):
+    """Of `DOCUMENTS`, each (T, V), of what was imported."""
+    folder, meta = read_meta(run)
+    config = ModelConfig(**meta["model"])
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    params = load_params(folder, "policy", abstract)
+
+    @jax.jit
+    def compute(params, tokens):
+        model = nnx.merge(graphdef, params)
+        return logits_of(model(tokens), model.unembedding_DV, model.softcap)[0]
+
+    return [np.asarray(compute(params, np.array([document], np.int32))) for document in DOCUMENTS]

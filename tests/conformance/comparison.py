@@ -12,6 +12,10 @@ import torch
 TOLERANCE = 1e-5
 
 
+class Skip(Exception):
+    """Raised by a row's sides where something optional is not installed; says what to do."""
+
+
 class Row(NamedTuple):
     """One comparison.
 
@@ -19,14 +23,16 @@ class Row(NamedTuple):
       check: ours, its name first: "dpo", or "dpo: smoothing 0.1".
       against: theirs: the package and what of it runs.
       sides: of a seeded `numpy.random.Generator`; draws the inputs and returns `(ours, theirs)`, two dicts of arrays
-        with the same names.
+        with the same names, and if need be a dict of further figures.
       tolerance: how far apart they may lie.
+      draws: how often, where nothing is drawn; None is as often as asked.
     """
 
     check: str
     against: str
     sides: Callable
     tolerance: float = TOLERANCE
+    draws: int | None = None
 
     @property
     def name(self) -> str:
@@ -41,9 +47,11 @@ def measure(row: Row, seeds: int) -> dict:
     than that share of its largest entry: of a mean over many tokens it is so small that the first alone says little.
     (A loss is a sum in which terms may cancel; what is left of them is no measure of their rounding.)
     """
-    absolute, relative = 0.0, 0.0
-    for seed in range(seeds):
-        ours, theirs = row.sides(np.random.default_rng(seed))
+    absolute, relative, further = 0.0, 0.0, {}
+    for seed in range(row.draws or seeds):
+        ours, theirs, *more = row.sides(np.random.default_rng(seed))
+        for figures in more:
+            further |= figures
         if ours.keys() != theirs.keys():
             raise AssertionError(f"{row.check}: the sides name {sorted(ours)} and {sorted(theirs)}")
         for name in ours:
@@ -66,7 +74,7 @@ def measure(row: Row, seeds: int) -> dict:
         "max_relative_error": float(relative),
         "tolerance": row.tolerance,
         "holds": bool(absolute <= row.tolerance and relative <= row.tolerance),
-    }
+    } | further
 
 
 def in_jax(function: Callable, **trained) -> dict:

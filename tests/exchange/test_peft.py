@@ -3,23 +3,20 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
-from published_models import DOCUMENTS, config_of, write_model
+from published_models import config_of, write_model
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 import tiny_stages  # noqa: E402
-from peft_adapters import CASES, GOLDEN, unpacked, write_adapter  # noqa: E402
+from peft_adapters import CASES, GOLDEN, logits, unpacked, write_adapter  # noqa: E402
 from published_tokenizer import write_tokenizer  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
-from jaxalign.models.transformer import ModelConfig, Transformer, logits_of  # noqa: E402
-from jaxalign.train.checkpoint import load_params, read_meta  # noqa: E402
+from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
 
 def imported(tmp_path, case):
@@ -31,20 +28,6 @@ def imported(tmp_path, case):
     assert main(["import", f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'base'}"]) == 0
     assert main(["import", f"--from={tmp_path / 'adapter'}", f"--base={tmp_path / 'base'}", f"--to={tmp_path / 'run'}"]) == 0
     return tmp_path / "run"
-
-
-def logits(run):
-    folder, meta = read_meta(run)
-    config = ModelConfig(**meta["model"])
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    params = load_params(folder, "policy", abstract)
-
-    @jax.jit
-    def compute(params, tokens):
-        model = nnx.merge(graphdef, params)
-        return logits_of(model(tokens), model.unembedding_DV, model.softcap)[0]
-
-    return [np.asarray(compute(params, np.array([document], np.int32))) for document in DOCUMENTS]
 
 
 @pytest.mark.parametrize("case", CASES)
