@@ -5,6 +5,7 @@
 #
 #   bash tools/conformance.sh                             writes conformance.json
 #   bash tools/conformance.sh --json=FILE --only=dpo --seeds=20
+#   bash tools/conformance.sh --out=experiments/conformance   the page of all rows and its figures beside it
 #   bash tools/conformance.sh --goldens                   writes tests/golden/families.json and peft.json afresh
 #
 # How a row is made, and how to add one: tests/conformance/run.py.
