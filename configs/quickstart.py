@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Under ten minutes on two CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
+About ten minutes on two quiet CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
 """
 
 from jaxalign.pipeline import pipeline_config
