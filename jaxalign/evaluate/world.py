@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from jaxalign.evaluate.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, wilson
+from jaxalign.evaluate.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, bootstrap_sums, wilson
 from jaxalign.rewards.gold import judge
 
 
@@ -83,8 +83,15 @@ class Ratio:
         return list(bootstrap_ratio(*sums)[1:])
 
 
-def difference(before: Measure, after: Measure):
-    """(after − before, [low, high]), bootstrapped by entity."""
+def difference(before: Measure | Ratio, after: Measure | Ratio):
+    """(after − before, [low, high]), bootstrapped by entity; of two measures or of two ratios."""
+    if isinstance(before, Ratio):
+        entity = np.unique([*before.entities, *after.entities], return_inverse=True)[1]
+        sides = np.split(entity, [before.n])
+        parts = [np.bincount(side, part, minlength=entity.max() + 1) for side, of in zip(sides, (before, after))
+                 for part in (of.numerators, of.denominators)]
+        value, low, high = bootstrap_sums(np.stack(parts, axis=1), lambda s: s[:, 2] / s[:, 3] - s[:, 0] / s[:, 1])
+        return value, [low, high]
     value, low, high = bootstrap_difference(before.values, after.values, before.entities, after.entities)
     return value, [low, high]
 

@@ -15,6 +15,7 @@ from jaxalign.evaluate.statistics import (
     probability_above,
     wilson,
 )
+from jaxalign.evaluate.world import Ratio, difference
 
 
 @pytest.mark.parametrize("successes, n", [(0, 10), (10, 10), (1, 29), (81, 263), (450, 500), (1, 1)])
@@ -83,21 +84,37 @@ def test_items_of_one_entity_are_no_independent_evidence():
     assert high_naive - low_naive < 0.5 * (high - low)
 
 
+def test_the_difference_of_two_ratios_is_paired_by_entity():
+    rng = np.random.default_rng(3)
+    length, gold = rng.uniform(2.0, 40.0, 300), rng.uniform(5.0, 20.0, 300)
+    entities = [f"land {n % 100}" for n in range(300)]
+    order = rng.permutation(300)
+    before = Ratio(length, gold, entities)
+    after = Ratio((length + 0.1 * gold)[order], gold[order], [entities[n] for n in order])
+    value, (low, high) = difference(before, after)
+    assert value == pytest.approx(0.1) == after.mean - before.mean
+    assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+    assert np.subtract(*before.interval()[::-1]) > 0.1  # each for itself is known far less well
+    more = Ratio(after.numerators + rng.normal(0.0, 5.0, 300), after.denominators, after.entities)
+    value, (low, high) = difference(before, more)
+    assert low < value < high and 0.05 < high - low < 0.25
+
+
 def test_difference_is_paired_by_entity():
     """Entities differ widely, each improves by about 0.1: only the paired interval sees it."""
     rng = np.random.default_rng(2)
     before = rng.normal(0, 5, 200)
     after = before + 0.1 + rng.normal(0, 0.1, 200)
-    difference, low, high = bootstrap_difference(before, after)
-    assert difference == pytest.approx((after - before).mean()) and 0.05 < low < high < 0.15
+    value, low, high = bootstrap_difference(before, after)
+    assert value == pytest.approx((after - before).mean()) and 0.05 < low < high < 0.15
     order = rng.permutation(200)
     shuffled = bootstrap_difference(before, after[order], list(range(200)), list(order))
-    assert shuffled[0] == pytest.approx(difference) and shuffled[1] > 0.05
+    assert shuffled[0] == pytest.approx(value) and shuffled[1] > 0.05
 
 
 def test_difference_of_other_entities_and_bad_lengths():
-    difference, low, high = bootstrap_difference([0, 0, 1], [1, 1, 0, 1], ["a", "b", "c"], ["d", "e", "f", "g"])
-    assert difference == pytest.approx(0.75 - 1 / 3) and low <= difference <= high
+    value, low, high = bootstrap_difference([0, 0, 1], [1, 1, 0, 1], ["a", "b", "c"], ["d", "e", "f", "g"])
+    assert value == pytest.approx(0.75 - 1 / 3) and low <= value <= high
     with pytest.raises(ValueError, match="give groups"):
         bootstrap_difference([1, 2], [1, 2, 3])
     with pytest.raises(ValueError, match="at least one"):
