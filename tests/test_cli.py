@@ -238,13 +238,15 @@ def test_sample_one_prompt_with_every_flag(sample):
         "--temperature=0",
         "--top-k=5",
         "--top_p=0.9",
+        "--min_p=0.1",
+        "--stop=\n\n",
         "--max-new-tokens=7",
         "--seed=3",
     )
     assert out == "2:hi!\n"
     assert seen == [
         ([[{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]],
-         {"temperature": 0.0, "top_k": 5, "top_p": 0.9, "max_new_tokens": 7, "seed": 3})
+         {"temperature": 0.0, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "max_new_tokens": 7, "stop_strings": ("\n\n",), "seed": 3})
     ]  # fmt: skip
 
 

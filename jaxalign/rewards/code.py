@@ -125,7 +125,7 @@ def _run(code, tests, setup, seconds, memory):
     with tempfile.TemporaryDirectory(prefix="jaxalign-code-", ignore_cleanup_errors=True) as folder:
         # -P, -s, -S: nothing but the standard library can be imported; hashes are fixed, so that scores repeat.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-S", "-B", str(CHILD)], cwd=folder, stdin=subprocess.PIPE,
+            [sys.executable, "-P", "-s", "-S", "-B", str(CHILD), str(os.getpid())], cwd=folder, stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": folder, "TMPDIR": folder, "PATH": os.defpath})
         try:

@@ -34,7 +34,7 @@ def main():
     verdict = os.open("verdict", os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     limit(job["seconds"], job["memory"])
-    follow_parent()
+    follow_parent(int(sys.argv[1]))
     folder = os.path.realpath(os.getcwd())
     layers = close_files(folder) + close_calls()
     close_python(folder)
@@ -84,10 +84,12 @@ def libc():
     return ctypes.CDLL(None, use_errno=True)
 
 
-def follow_parent():
-    """On Linux it dies with the one who started it; a killed trainer leaves no sleepers behind."""
+def follow_parent(parent):
+    """On Linux it dies with the one who started it, process `parent`; a killed trainer leaves no sleepers behind."""
     if sys.platform.startswith("linux"):
         libc().prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+        if os.getppid() != parent:  # it died before the kernel was asked
+            os._exit(1)
 
 
 def close_files(folder):

@@ -288,7 +288,6 @@ def test_a_killed_trainer_leaves_nothing_behind(tmp_path):
                                env=dict(os.environ, PYTHONPATH=str(CHILD.parents[2]), TMPDIR=str(tmp_path)))
     assert trainer.stdout.readline() == "started\n"
     assert eventually(lambda: len(running(tmp_path)) == 1)
-    time.sleep(0.3)  # until it has asked the kernel
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     trainer.stdout.close()
