@@ -104,7 +104,9 @@ def export(draw, *, case):
 
 
 def numbered(sides):
-    return {f"{name} {n}": np.asarray(x) for name, parts in sides.items() for n, x in enumerate(parts)}
+    """Arrays by name and number. A score is a number: near 0 terms have cancelled, and its share of itself says nothing."""
+    sides = {f"{name} {n}": np.asarray(x) for name, parts in sides.items() for n, x in enumerate(parts)}
+    return {name: x[0] if x.shape == (1,) else x for name, x in sides.items()}
 
 
 @functools.lru_cache(maxsize=20)
@@ -120,7 +122,7 @@ def in_transformers(case, documents, folder="model"):
     parts = [logits[row, :len(d)] for row, d in enumerate(documents)] if logits.ndim == 3 else list(logits)
     sum((x * torch.tensor(make_families.slope(x.shape))).sum() / SIZE for x in parts).backward()
     named = {f"d/d {name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return [x.detach().numpy() for x in parts], named
+    return [x.detach().numpy() for x in parts], in_memory(named)
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,7 +213,10 @@ def decoded(graphdef, params, documents, end, slots):
 
 
 def in_memory(named):
-    """Gradients by the names and in the shapes that transformers has in memory, where its files have others."""
+    """Gradients by the names and in the shapes that transformers has in memory, where its files have others.
+
+    Its own go through here too: not every version of it that may be installed has the same.
+    """
     out, experts = {}, {}
     for name, x in named.items():
         name = name.replace("embed_out", "lm_head").replace("block_sparse_moe", "mlp")
@@ -233,8 +238,10 @@ def goldens(draw):
     made = {case: make_families.golden(case) for case in published.CASES}
 
     def numbers(cases):
-        return {f"{case} {n}": make_families.unpacked(text) for case, golden in cases.items()
-                for n, text in enumerate([*golden["logits"], golden["embedding_gradient"]])}
+        read = {case: ([make_families.unpacked(text) for text in golden["logits"]],
+                       make_families.unpacked(golden["embedding_gradient"]) / SIZE) for case, golden in cases.items()}
+        return numbered({case: logits for case, (logits, _) in read.items()}) | {
+            f"d/d {case}": gradient for case, (_, gradient) in read.items()}
 
     return numbers(held), numbers(made)
 

@@ -113,8 +113,8 @@ def _others(rows):
             relative = row["max_relative_error"]
             lines.append([row["check"], _against(row["against"]), _error(row),
                           "–" if not relative else f"{relative:.1e}", f"{row['tolerance']:g}", _holds(row["holds"])])
-    return ("## Objectives, advantages, adapters, goldens\n\n`relative` is of the largest entry; a – there: single "
-            "numbers were compared.\n\n" + _table(lines))
+    return ("## Objectives, advantages, adapters, goldens\n\n`relative` is of the largest entry; a – there: of single "
+            "numbers, or none at all.\n\n" + _table(lines))
 
 
 def _error(row):

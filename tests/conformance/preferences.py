@@ -109,13 +109,13 @@ def _trainer_without_reference(**options):
     return trainers.make(*kind, trainers.language_model(), remove_unused_columns=False, **options)
 
 
-def log_ratios(draw, *, ours, **options):
+def log_ratios(draw, *, ours, spread=5.0, **options):
     """CPO is DPO without a reference: given log-ratios to one for its log-probabilities, it is DPO.
 
     It keeps what TRL's DPO has no longer, conservative smoothing, or has of means over tokens only, IPO.
     """
-    trained = {name: -20.0 + 5.0 * draw.normal(size=7) for name in ("chosen_logp_B", "rejected_logp_B")}
-    references = [(-20.0 + 5.0 * draw.normal(size=7)).astype(np.float32) for _ in range(2)]
+    trained = {name: -20.0 + spread * draw.normal(size=7) for name in ("chosen_logp_B", "rejected_logp_B")}
+    references = [(-20.0 + spread * draw.normal(size=7)).astype(np.float32) for _ in range(2)]
 
     def of_ours(chosen_logp_B, rejected_logp_B):
         return reduce(ours(chosen_logp_B, rejected_logp_B, *map(jnp.asarray, references)).terms)[0]
@@ -185,7 +185,9 @@ ROWS = [
               PART(trl_dpo, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5)), one_by_one=True),
     Row("dpo: smoothing 0.1", "trl CPOTrainer of log-ratios, sigmoid, label_smoothing 0.1",
         PART(log_ratios, ours=PART(dpo, beta=BETA, smoothing=0.1), loss_type="sigmoid", label_smoothing=0.1)),
-    Row("ipo", "trl CPOTrainer of log-ratios, ipo", PART(log_ratios, ours=PART(ipo, beta=BETA), loss_type="ipo")),
+    # Near one another: of losses in the hundreds, as squares would be, float32 keeps less than the tolerance.
+    Row("ipo", "trl CPOTrainer of log-ratios, ipo",
+        PART(log_ratios, ours=PART(ipo, beta=BETA), spread=1.0, loss_type="ipo")),
     _of_pairs("ipo: of means over tokens", "trl DPOTrainer, ipo",
               mean_logp(PART(ipo, beta=BETA)), PART(trl_dpo, loss_type=("ipo",))),
     Row("kto", "trl KTOTrainer", single_answers),
