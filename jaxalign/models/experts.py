@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.models.layers import ACTIVATIONS, Linear, drawn, param
+from jaxalign.models.quantized import is_quantized, product
 
 
 class Experts(nnx.Module):
@@ -26,16 +27,22 @@ class Experts(nnx.Module):
 
     def __call__(self, x_BTD):
         B, T, D = x_BTD.shape
-        x_MD, k, E = x_BTD.reshape(B * T, D), self.chosen, self.gate.shape[0]
+        x_MD, k = x_BTD.reshape(B * T, D), self.chosen
         p_ME = jax.nn.softmax(self.router(x_MD.astype(jnp.float32)), axis=-1)
         weight_Mk, expert_Mk = jax.lax.top_k(p_ME, k)
         if self.normalize:
             weight_Mk = weight_Mk / weight_Mk.sum(-1, keepdims=True)
         order = jnp.argsort(expert_Mk.reshape(-1), stable=True)  # a token stands k times, beside others of its expert
-        sizes_E = jnp.bincount(expert_Mk.reshape(-1), length=E).astype(jnp.int32)
-        gate, up, down = (p[...].astype(self.dtype) for p in (self.gate, self.up, self.down))
+        sizes_E = jnp.bincount(expert_Mk.reshape(-1), length=p_ME.shape[-1]).astype(jnp.int32)
+
+        def each(x, weights):  # rows of one expert after those of another, each by its own matrix
+            weights = weights.get_value()
+            if is_quantized(weights):
+                return product(x, weights, self.dtype, lambda x, w_EIO: jax.lax.ragged_dot(x, w_EIO, sizes_E))
+            return jax.lax.ragged_dot(x, weights.astype(self.dtype), sizes_E)
+
         x = x_MD[order // k]
-        x = ACTIVATIONS[self.activation](jax.lax.ragged_dot(x, gate, sizes_E)) * jax.lax.ragged_dot(x, up, sizes_E)
-        y = jax.lax.ragged_dot(x, down, sizes_E)[jnp.argsort(order)].reshape(B * T, k, D)
+        x = ACTIVATIONS[self.activation](each(x, self.gate)) * each(x, self.up)
+        y = each(x, self.down)[jnp.argsort(order)].reshape(B * T, k, D)
         y_MD = jnp.einsum("mkd,mk->md", y, weight_Mk.astype(self.dtype))
         return y_MD.reshape(B, T, D)

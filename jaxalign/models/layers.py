@@ -50,7 +50,7 @@ class Linear(nnx.Module):
         fan_in, out_shape = math.prod(self.in_shape), kernel.shape[len(self.in_shape):]
         x = x.reshape(-1, fan_in)
         if is_quantized(kernel):
-            y = product(x, kernel, self.dtype)
+            y = product(x, kernel, self.dtype, lambda x, w: matmul(x, w.reshape(fan_in, -1)))
         else:
             y = matmul(x, kernel.astype(self.dtype).reshape(fan_in, -1))
         if self.adapter is not None:

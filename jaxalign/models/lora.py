@@ -17,6 +17,7 @@ from jaxalign.models.quantized import BASES, plain
 
 SCALINGS = {"lora": lambda alpha, rank: alpha / rank, "rslora": lambda alpha, rank: alpha / math.sqrt(rank)}
 FORMS = ("lora", "dora")
+DTYPES = ("float32", "bfloat16")
 HEADS = ("head", "gate")  # of a `ScalarModel`, beside its backbone: what no pretrained model has is trained whole
 
 
@@ -39,10 +40,11 @@ class LoraConfig:
     form: str = "lora"
     dropout: float = 0.0  # of what A reads, in training
     base: str = "float32"  # how what is frozen is held, one of `quantized.BASES`
+    dtype: str = "float32"  # how A and B are held, or "bfloat16"; the optimizer's moments are float32
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))
-        for field, choices in (("scaling", SCALINGS), ("form", FORMS), ("base", BASES)):
+        for field, choices in (("scaling", SCALINGS), ("form", FORMS), ("base", BASES), ("dtype", DTYPES)):
             if getattr(self, field) not in choices:
                 raise ConfigError(f"lora.{field}={getattr(self, field)!r} must be one of {', '.join(choices)}")
         if self.rank < 0:
@@ -70,8 +72,9 @@ class Adapter(nnx.Module):
         stacked = 1 if axes[0] == "layers" else 0
         cut = stacked + len(linear.in_shape)
         self.scale, self.dropout, self.key = lora.scale, lora.dropout, nnx.data(None)
-        self.a = _param(drawn((*shape[:cut], lora.rank), math.prod(linear.in_shape), 1.0, rngs), *axes[:cut], "rank")
-        self.b = _param(jnp.zeros((*shape[:stacked], lora.rank, *shape[cut:]), jnp.float32), *axes[:stacked], "rank",
+        a = drawn((*shape[:cut], lora.rank), math.prod(linear.in_shape), 1.0, rngs).astype(lora.dtype)
+        self.a = _param(a, *axes[:cut], "rank")
+        self.b = _param(jnp.zeros((*shape[:stacked], lora.rank, *shape[cut:]), lora.dtype), *axes[:stacked], "rank",
                         *axes[cut:])
         self.magnitude = nnx.data(None)
         if lora.form == "dora":
@@ -92,7 +95,8 @@ class Adapter(nnx.Module):
     def matrices(self):
         """A and B of one layer as plain matrices, float32."""
         rank = self.a.shape[-1]
-        return self.a[...].reshape(-1, rank), self.b[...].reshape(rank, -1)
+        a, b = (x[...].astype(jnp.float32) for x in (self.a, self.b))
+        return a.reshape(-1, rank), b.reshape(rank, -1)
 
     def weight(self, kernel):
         """The kernel of one layer that does what this one and the adapter do together, float32."""

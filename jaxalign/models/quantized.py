@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxalign.errors import ConfigError
-from jaxalign.models.products import matmul
 from jaxalign.sharding import partition_spec
 
 BASES = ("float32", "bfloat16", "int8", "nf4")  # how frozen weights are held
@@ -28,11 +27,11 @@ TILE = 64  # numbers of one column that share a scale in NF4 (its section 3), or
 def quantized(state, base):
     """Frozen weights of a model in the type that `base` names; scales of norms and biases stay float32.
 
-        int8  W ≈ c_o · q, |q| ≤ 127, one c for each output of each layer
+        int8  W ≈ c_o · q, |q| ≤ 127, one c for each output of each layer, of each expert
         nf4   W ≈ c_to · v[q], v the 16 quantiles of a normal distribution, one c (bfloat16) for `TILE` inputs of an output
 
-    Of int8 and nf4 these are the linear maps' kernels of the layers; embeddings, experts, routers and the output matrix are
-    bfloat16.
+    Of int8 and nf4 these are the linear maps' kernels of the layers and the experts' matrices; embeddings, routers and the
+    output matrix are bfloat16.
 
     Args:
       state: `nnx.State` of a plain model, float32 arrays over any mesh.
@@ -76,12 +75,13 @@ def is_quantized(value):
     return hasattr(value, "qvalue")
 
 
-def product(x_MI, kernel, dtype):
-    """x·W with W dequantised for this once, and once more for the gradient of x; nothing of it is kept between the two."""
-    def of(x_MI, kernel):
-        return matmul(x_MI, plain(kernel).astype(dtype).reshape(x_MI.shape[1], -1))
+def product(x, kernel, dtype, multiply):
+    """multiply(x, W) with W dequantised for this once, and once more for the gradient of x; nothing of it is kept between
+    the two."""
+    def of(x, kernel):
+        return multiply(x, plain(kernel).astype(dtype))
 
-    return jax.checkpoint(of, prevent_cse=False)(x_MI, kernel)
+    return jax.checkpoint(of, prevent_cse=False)(x, kernel)
 
 
 def qwix():
@@ -100,10 +100,11 @@ def held(path, variable, base):
         return value
     if value.ndim == 1 or "norm" in names or path[-1] == "bias":
         return value
-    if base == "bfloat16" or path[-1] != "kernel" or "layers" not in path or "router" in path:
+    experts = int("experts" in names)
+    if base == "bfloat16" or not (path[-1] == "kernel" or experts) or "layers" not in path or "router" in path:
         return jax.jit(lambda x: x.astype(jnp.bfloat16))(value)
-    # (layers, in…, out…): a projection out of the heads has two axes of inputs.
-    inputs = 2 if path[-2] == "out" else 1
+    # (layers, [experts,] in…, out…): a projection out of the heads has two axes of inputs.
+    inputs = range(experts, experts + (2 if path[-2] == "out" else 1))
     mesh = getattr(getattr(value, "sharding", None), "mesh", None)
     return _quantize(value, base=base, inputs=inputs, names=names, mesh=mesh)
 
@@ -111,10 +112,10 @@ def held(path, variable, base):
 @functools.partial(jax.jit, static_argnames=("base", "inputs", "names", "mesh"))
 def _quantize(value, *, base, inputs, names, mesh):
     def of(kernel):  # one layer
-        outputs = tuple(range(inputs, kernel.ndim))
         if base == "int8":
+            outputs = tuple(n for n in range(kernel.ndim) if n not in inputs)
             return qwix().quantize(kernel, jnp.int8, channelwise_axes=outputs)
-        axis = inputs - 1
+        axis = inputs[-1]
         others = tuple(n for n in range(kernel.ndim) if n != axis)
         tile = max(n for n in range(1, TILE + 1) if kernel.shape[axis] % n == 0)
         return qwix().quantize(kernel, "nf4", channelwise_axes=others, tiled_axes={axis: tile}, scale_dtype=jnp.bfloat16)

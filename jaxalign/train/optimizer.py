@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules by name, from a config."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import ConfigError
@@ -62,7 +63,14 @@ def make_optimizer(config, steps):
     parts = [clip, OPTIMIZERS[config.name](config, schedule)]
     if config.get("lora_plus", 1.0) != 1.0:
         parts.append(optax.masked(optax.scale(config.lora_plus), _second_factors))
-    return optax.chain(*parts), schedule
+    optimizer = optax.chain(*parts)
+    # Moments would be of the parameters' type, and in bfloat16 the second one would soon stand still.
+    return optimizer._replace(init=lambda params: optimizer.init(in_float32(params))), schedule
+
+
+def in_float32(tree):
+    """Parameters or gradients in float32, whatever they are held in."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def decays(params):

@@ -6,6 +6,7 @@ import optax
 
 from jaxalign.errors import ConfigError
 from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
+from jaxalign.train.optimizer import in_float32
 from jaxalign.train.state import TrainState
 
 
@@ -32,7 +33,9 @@ def make_train_step(loss_fn, optimizer, schedule, *, microbatches=1):
         value, means = reduce(loss.terms, denominators[0])
         return value, means | reduce(loss.metrics, denominators[1])[1]
 
-    gradient = jax.value_and_grad(share, has_aux=True)
+    def gradient(*args):
+        results, grads = jax.value_and_grad(share, has_aux=True)(*args)
+        return results, in_float32(grads)
 
     def step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(state.key, state.step)

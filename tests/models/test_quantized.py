@@ -1,6 +1,7 @@
 """Frozen weights in fewer bits: how far off they are, what they pass through, and what a step of them takes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +22,25 @@ NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+MIXTURE = dict(mlp="experts", num_experts=3, experts_per_token=2)
 run = jax.jit(logits, static_argnums=0)
 
 
 def kernels(state):
-    return {path[1:3]: variable for path, variable in nnx.to_flat_state(state) if path[-1] == "kernel"}
+    """Of linear maps and experts: what few bits are for."""
+    return {path[1:3]: variable for path, variable in nnx.to_flat_state(state)
+            if "router" not in path and (path[-1] == "kernel" or "experts" in variable.get_metadata()["out_sharding"])}
 
 
-def test_every_number_is_the_nearest_there_is_in_its_tile_or_column():
-    _, base = split(dataclasses.replace(CONFIG, width=128, mlp_dim=40))
+@pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
+def test_every_number_is_the_nearest_there_is_in_its_tile_or_column(mixture):
+    _, base = split(dataclasses.replace(CONFIG, width=128, mlp_dim=40, **mixture))
     exact = kernels(base)
     for name in (("attention", "query"), ("attention", "out"), ("mlp", "down"), ("mlp", "up")):
         W = np.asarray(exact[name][...], np.float64)
+        first = 2 if mixture and name[0] == "mlp" else 1  # layers, and experts
         inputs = 2 if name[1] == "out" else 1
-        axis = inputs  # the last of a layer's inputs, beside the layers
+        axis = first + inputs - 1  # the last of the inputs
         tile = {128: 64, 6: 6, 40: 40}[W.shape[axis]]
         tiled = W.reshape(*W.shape[:axis], -1, tile, *W.shape[axis + 1:])
         top = np.abs(tiled).max(axis + 1, keepdims=True)
@@ -43,7 +49,7 @@ def test_every_number_is_the_nearest_there_is_in_its_tile_or_column():
         # Scales are bfloat16, of eight bits: so far off is a value, and where two are equally near, the one or the other.
         assert np.abs(got - nearest.reshape(W.shape)).max() <= 2**-7 * np.abs(W).max()
         assert (np.abs(got - W).reshape(tiled.shape) <= (0.152 + 2**-7) * top).all()  # half the widest gap
-        column = np.abs(W).max(tuple(range(1, 1 + inputs)), keepdims=True)
+        column = np.abs(W).max(tuple(range(first, first + inputs)), keepdims=True)
         got = np.asarray(plain(kernels(quantized(base, "int8"))[name].get_value()))
         assert (np.abs(got - W) <= column / 127 * 0.5001 + 1e-7).all()
 
@@ -57,9 +63,10 @@ def test_four_bits_stand_for_what_qwix_takes_them_for():
         assert len(np.unique(np.asarray(few.qvalue, np.int32))) == 16
 
 
+@pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
 @pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
-def test_in_few_bits_a_kernel_is_split_over_devices_as_it_was(base):
-    _, exact = split(dataclasses.replace(CONFIG, width=256, head_dim=8, mlp_dim=256))
+def test_in_few_bits_a_kernel_is_split_over_devices_as_it_was(base, mixture):
+    _, exact = split(dataclasses.replace(CONFIG, width=256, head_dim=8, mlp_dim=256, **mixture))
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     placed = jax.device_put(exact, shardings(exact, mesh))
     was = kernels(placed)
@@ -73,9 +80,10 @@ def test_in_few_bits_a_kernel_is_split_over_devices_as_it_was(base):
                                 if axis and part.shape[n] > 1], (name, part.sharding)
 
 
+@pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
 @pytest.mark.parametrize("base, error, size", [("bfloat16", 0.02, None), ("int8", 0.05, 8), ("nf4", 0.5, 4)])
-def test_a_model_of_few_bits_is_scanned_split_decoded_and_nearly_the_same(base, error, size):
-    config = dataclasses.replace(CONFIG, width=64, mlp_dim=64, num_layers=3)
+def test_a_model_of_few_bits_is_scanned_split_decoded_and_nearly_the_same(base, error, size, mixture):
+    config = dataclasses.replace(CONFIG, width=64, mlp_dim=64, num_layers=3, **mixture)
     graphdef, exact = split(config)
     few = quantized(exact, base)
     assert all(is_quantized(v.get_value()) == (size is not None) for v in kernels(few).values())
@@ -109,9 +117,10 @@ def test_merged_it_is_what_was_trained(base, form):
     np.testing.assert_allclose(run(plain_graph, together, TOKENS), run(graphdef, whole, TOKENS), rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_those_of_the_dequantised_model():
-    plain_graph, exact = split(CONFIG)
-    lora = LoraConfig(rank=2)
+@pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
+def test_gradients_are_those_of_the_dequantised_model(mixture):
+    plain_graph, exact = split(dataclasses.replace(CONFIG, **mixture))
+    lora = LoraConfig(rank=2, targets=("attention",) if mixture else ("attention", "mlp"))
     graphdef, state = nnx.split(adapt(nnx.merge(plain_graph, exact), lora, rngs=nnx.Rngs(params=5)))
     trained, frozen = nnx.split_state(state, is_trained, ...)
     trained = jax.tree.map(lambda x: x + 0.1, trained)
@@ -126,14 +135,17 @@ def test_gradients_are_those_of_the_dequantised_model():
                  gradient(trained, back))
 
 
-def test_a_step_never_holds_all_kernels_dequantised():
+@pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
+def test_a_step_never_holds_all_kernels_dequantised(mixture):
     """What the compiler says a gradient takes: of few bits, not more than one layer's kernels beside the same step's in
     float32; a model that was dequantised, or kept so for the gradient, as a whole would take all layers'."""
-    config = dataclasses.replace(CONFIG, width=64, mlp_dim=256, num_layers=16, num_heads=4, num_kv_heads=4, head_dim=16)
+    config = dataclasses.replace(CONFIG, width=64, mlp_dim=256, num_layers=16, num_heads=4, num_kv_heads=4, head_dim=16,
+                                 **mixture)
+    lora = functools.partial(LoraConfig, rank=2, targets=("attention",) if mixture else ("attention", "mlp"))
     held = {}
     for base in ("float32", "int8", "nf4"):
         made = nnx.eval_shape(lambda base=base: adapt(
-            Transformer(config, rngs=nnx.Rngs(0)), LoraConfig(rank=2, base=base), rngs=nnx.Rngs(0)))
+            Transformer(config, rngs=nnx.Rngs(0)), lora(base=base), rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(made)
         trained, frozen = nnx.split_state(state, is_trained, ...)
         frozen = jax.eval_shape(lambda s, base=base: quantized(s, base), frozen)
@@ -143,7 +155,7 @@ def test_a_step_never_holds_all_kernels_dequantised():
 
         compiled = jax.jit(jax.grad(loss)).lower(trained, frozen).compile()
         held[base] = compiled.memory_analysis()
-    layer = 4 * (4 * 64 * 64 + 3 * 64 * 256)
+    layer = 4 * (4 * 64 * 64 + 3 * 64 * 256 * mixture.get("num_experts", 1))
     for base in ("int8", "nf4"):
         assert held[base].temp_size_in_bytes < held["float32"].temp_size_in_bytes + 4 * layer, held
         assert held[base].argument_size_in_bytes < held["float32"].argument_size_in_bytes / 2.5

@@ -143,6 +143,25 @@ def test_a_stage_begins_as_its_parent_and_goes_on_with_its_adapters(form, tmp_pa
     assert np.abs(dpo - sft).max() < 0.5
 
 
+def test_adapters_of_sixteen_bits_learn_as_those_of_thirty_two_and_what_adds_up_is_float32(tmp_path):
+    figures = {}
+    for dtype in ("float32", "bfloat16"):
+        changes = dict(lora=LORA | dict(rank=4, alpha=16.0, dtype=dtype), steps=30, batch_size=8, optimizer=dict(peak_lr=3e-2))
+        figures[dtype] = train_stage(config("sft", **changes), tmp_path / dtype)
+    meta = read_meta(tmp_path / "bfloat16")[1]
+    assert {kind for _, kind in meta["parameters"].values()} == {"bfloat16"}
+    assert {kind for _, kind in meta["optimizer"].values()} == {"float32", "int32"}
+    before, after = ([done[when]["nll"] for done in figures.values()] for when in ("before", "after"))
+    assert before[0] == pytest.approx(before[1], rel=1e-6) and after[0] < before[0] - 0.3
+    assert after[1] == pytest.approx(after[0], abs=0.1 * (before[0] - after[0]))
+    # Cut in microbatches, gradients are summed in float32: the same step.
+    runs = {}
+    for microbatches in (1, 4):
+        runs[microbatches] = train_stage(config("sft", lora=LORA | dict(dtype="bfloat16"), steps=1, batch_size=8,
+                                                microbatches=microbatches), tmp_path / str(microbatches))["after"]["nll"]
+    assert runs[1] == pytest.approx(runs[4], rel=1e-3)
+
+
 @pytest.mark.parametrize("name, changes", [("sft", dict(data=dict(packing="best_fit"))), ("dpo", {})])
 def test_adapters_learn(name, changes, tmp_path):
     done = train_stage(config(name, lora=LORA | dict(rank=4, alpha=16.0), steps=30, batch_size=8,
