@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Devices that wait for each other in a collective each hold a thread; with as many threads as devices none may be left.
 os.environ.setdefault("PJRT_NPROC", "32")
 # Tests compile far longer than they run: without LLVM's optimisations they take half the time, and
-# without the emitters that write a kernel in MLIR first two thirds of that.
+# without the emitters that write a kernel in MLIR first seven tenths of that.
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
                            " --xla_backend_optimization_level=0")
 # Later versions of JAX have no such choice; 0.12 compiles faster by itself.

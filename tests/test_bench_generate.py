@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import pytest
+from module_at import module_at
 
 TOOLS = pathlib.Path(__file__).resolve().parents[1] / "tools"
 TINY = ("--vocab=64 --width=16 --layers=2 --heads=2 --mlp=24 --prompts=4 --new=6 --requests=12 --mean=4 --cap=9 "
@@ -15,10 +16,7 @@ FIELDS = {"name": str, "ours": float, "peer": float, "peer_name": str, "ratio": 
 
 
 def module(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return module_at(TOOLS / f"{name}.py")
 
 
 def test_a_row_a_measurement(tmp_path, capsys, monkeypatch):

@@ -1,11 +1,11 @@
 """The committed page of tools/conformance.sh is that of its figures, of all rows, and they hold."""
 
-import importlib.util
 import json
 import pathlib
 import re
 
 import pytest
+from module_at import module_at
 from published_models import CASES
 
 from jaxalign.objectives import OBJECTIVES
@@ -16,10 +16,7 @@ FOLDER = ROOT / "experiments" / "conformance"
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("conformance_page", ROOT / "tests" / "conformance" / "page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "tests" / "conformance" / "page.py")
 
 
 @pytest.fixture

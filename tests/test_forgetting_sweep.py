@@ -1,13 +1,13 @@
 """experiments/forgetting at a tiny size: the recipes run at every share, finished runs are skipped, tables say so."""
 
 import gzip
-import importlib.util
 import json
 import pathlib
 import xml.etree.ElementTree
 
 import pytest
 import tiny_stages
+from module_at import module_at
 
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError
@@ -22,10 +22,7 @@ CHANGES = {"tokenizer": dict(vocab_size=300), "adapt": TINY, "domain_sft": TINY,
 
 @pytest.fixture(scope="module")
 def experiment():
-    spec = importlib.util.spec_from_file_location("forgetting_run", ROOT / "experiments" / "forgetting" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "experiments" / "forgetting" / "run.py")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def parts(window: int):
 def narrowest(window: int, length_B, end):
     """The index in `parts(window)` of the fewest slots that hold the token in slot `end` and the `length_B` before it."""
     fits = [(end < part) & (length_B.max() <= end) for part in parts(window)[:-1]]
-    return sum((~fit).astype(jnp.int32) for fit in fits) if fits else jnp.int32(0)
+    return sum(((~fit).astype(jnp.int32) for fit in fits), jnp.int32(0))
 
 
 def first_slots(x, part: int, layer=None):

@@ -89,6 +89,8 @@ class Sampler:
           n: responses a prompt, those of one prompt one after the other; where it is above 1, response j draws with
             fold_in(key, j).
         """
+        if n < 1:
+            raise ConfigError(f"n={n} responses a prompt must be 1 or more")
         if n > 1:
             prompts, keys, settings, max_new_tokens = repeated(n, prompts, keys, settings, max_new_tokens)
         if not prompts or min(map(len, prompts)) == 0:

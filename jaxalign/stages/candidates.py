@@ -66,8 +66,9 @@ class Candidates:
             answers, drawn = draw(assistant, rows, seed=seed, config=config)
             tokens += drawn
             figures[f"{split}_prompts"] = len(rows)
+            scores = graded(rows, answers, judge)
             for file, choice in ((split, config.choice), ("blind", BLIND))[:1 + (split == "dev")]:
-                ranked = order(rows, answers, judge, noise=noise, seed=seed, config=config, choice=choice)
+                ranked = order(rows, answers, scores, noise=noise, seed=seed, config=config, choice=choice)
                 with open(workdir / f"rankings.{file}.jsonl", "w", encoding="utf-8") as out:
                     out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked)
                 figures |= {f"{file}_rankings": len(ranked), f"{file}_answers": sum(len(row["answers"]) for row in ranked)}
@@ -75,12 +76,6 @@ class Candidates:
                    "tokens": tokens, "before": {}, "after": figures, "checkpoint": str(workdir), "data": reports}
         (workdir / "done.json").write_text(json.dumps(summary, indent=1))
         return summary
-
-
-def rank(assistant, rows, judge, *, noise, seed, config):
-    """(rankings with at least two different answers each, tokens drawn)."""
-    answers, drawn = draw(assistant, rows, seed=seed, config=config)
-    return order(rows, answers, judge, noise=noise, seed=seed, config=config, choice=config.choice), drawn
 
 
 def draw(assistant, rows, *, seed, config):
@@ -92,19 +87,24 @@ def draw(assistant, rows, *, seed, config):
     return answers, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 
 
-def order(rows, answers, judge, *, noise, seed, config, choice):
-    """Rankings of at least two of each row's answers, those that `CHOICES[choice]` takes."""
+def graded(rows, answers, judge):
+    """The judge's score of each of each row's answers."""
+    # What the judge knows: of the world's rows more than an answer.
+    return [np.array([judge(row["prompt"], text, row.get("gold", row.get("answer"))) for text in texts])
+            for row, texts in zip(rows, answers, strict=True)]
+
+
+def order(rows, answers, scores, *, noise, seed, config, choice):
+    """Rankings of at least two of each row's answers, those that `CHOICES[choice]` takes; `scores` as of `graded`."""
     rng, ranked = np.random.default_rng([seed, 7]), []
-    for row, texts in zip(rows, answers, strict=True):
-        gold = row.get("gold", row.get("answer"))  # what the judge knows: of the world's rows more than an answer
-        scores = np.array([judge(row["prompt"], text, gold) for text in texts])
-        points = (scores + noise * rng.gumbel(size=len(texts))) / config.grade
+    for row, texts, score in zip(rows, answers, scores, strict=True):
+        points = (score + noise * rng.gumbel(size=len(texts))) / config.grade
         kept = CHOICES[choice](texts, points, config.answers)
         if len(kept) < 2:
             continue
         ranked.append({"messages": row["messages"], "answers": [texts[i] for i in kept],
                        "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
-                       "scores": np.round(scores[kept], 4).tolist(), "kind": row.get("kind")})
+                       "scores": np.round(score[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked
 
 

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from jaxalign.errors import ConfigError
 from jaxalign.rewards.reasoning import create, pack
 
-
 # reasoning-gym makes problem i of seed s from s + i: seeds that lie close share nearly all problems.
 APART = 10**9
 
@@ -41,10 +40,10 @@ class MakeReasoning:
         started, workdir = time.monotonic(), pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         options = dict(config.options or {})
-        held_out = {row["prompt"]: row for row in problems(config.task, (config.seed * 3 + 2) * APART, config.dev, options)}
+        held_out = {row["prompt"]: row for row in problems(config.task, config.seed * 3 + 2, config.dev, options)}
         rows = {"dev": list(held_out.values())}
         for number, split in enumerate(("sft", "train")):
-            made = problems(config.task, (config.seed * 3 + number) * APART, config[split], options)
+            made = problems(config.task, config.seed * 3 + number, config[split], options)
             rows[split] = [row for row in made if row["prompt"] not in held_out]
         if any(row["answer"] is None for row in rows["sft"]):
             raise ConfigError(f"reasoning: {config.task} has no answers to imitate, only a verifier; set sft=0")
@@ -62,9 +61,9 @@ class MakeReasoning:
 
 
 def problems(task, seed, size, options):
-    """`size` problems of one task as rows; the same arguments give the same rows."""
+    """`size` problems of one task as rows; the same arguments give the same rows, other seeds other ones."""
     if not size:
         return []
-    dataset = create(task, seed=seed, size=size, **options)
+    dataset = create(task, seed=seed * APART, size=size, **options)
     return [{"prompt": item["question"], "answer": None if item["answer"] is None else str(item["answer"]),
              "kind": task, "options": options, "metadata": pack(item["metadata"])} for item in dataset]

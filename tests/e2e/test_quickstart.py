@@ -1,6 +1,5 @@
 """The quickstart's own config at a tiny size: every stage runs, hands over, and the report says what was measured."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -10,6 +9,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.pipeline import run_pipeline
 from jaxalign.train.checkpoint import read_meta
+from module_at import module_at
 from tiny_world import TINY_WORLD
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,10 +30,7 @@ TINY = {
 
 
 def quickstart(**changes):
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module_at(ROOT / "configs" / "quickstart.py").get_config()
     for name, tiny in TINY.items():
         for key, value in (tiny | changes.get(name, {})).items():
             with config.stages[name].unlocked():

@@ -92,6 +92,8 @@ def test_n_responses_a_prompt_stand_together_and_draw_from_keys_of_their_own():
                          Settings(temperature=np.array([1.0, 0.7]).repeat(3)), [7] * 3 + [5] * 3)
     same(got, expected)
     assert len({tuple(row) for row in got.tokens[:3].tolist()}) > 1
+    with pytest.raises(ConfigError, match="n=0 responses a prompt must be 1 or more"):
+        sampler()(params, PROMPTS[:2], keys, n=0)
 
 
 def test_a_handful_of_programs_serves_whatever_is_asked():

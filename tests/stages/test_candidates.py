@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxalign.errors import DataError
 from jaxalign.rewards import REWARDS
 from jaxalign.stages import default_config, train_stage
-from jaxalign.stages.candidates import apart, most_different, rank
+from jaxalign.stages.candidates import apart, draw, graded, most_different, order
 
 
 class Assistant:
@@ -34,6 +34,13 @@ def prompt(n=0, **more):
 
 def settings(**changes):
     return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperature=0.7, choice="different") | changes)
+
+
+def rank(assistant, rows, judge, *, noise, seed, config):
+    """As the stage ranks one split: (rankings, tokens drawn)."""
+    answers, drawn = draw(assistant, rows, seed=seed, config=config)
+    scores = graded(rows, answers, judge)
+    return order(rows, answers, scores, noise=noise, seed=seed, config=config, choice=config.choice), drawn
 
 
 SCORES = {"best": 0.94, "good": 0.86, "as good": 0.91, "bad": 0.12}

@@ -4,11 +4,11 @@ tests/e2e/test_readme.py runs every command and snippet of the README. Here: it 
 `--help` shows as examples can be run too.
 """
 
-import importlib.util
 import pathlib
 import shlex
 
 import pytest
+from module_at import module_at
 
 from jaxalign.cli import flags
 from jaxalign.cli.commands import COMMANDS
@@ -18,10 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def readme():
-    spec = importlib.util.spec_from_file_location("readme_commands", ROOT / "tests" / "e2e" / "test_readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "tests" / "e2e" / "test_readme.py")
 
 
 @pytest.mark.parametrize(("right", "wrong"), [
