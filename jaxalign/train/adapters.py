@@ -16,7 +16,7 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.models.lora import LoraConfig, adapt, is_trained, merged, under
 from jaxalign.models.quantized import held, quantized
 from jaxalign.models.transformer import ModelConfig, Transformer
-from jaxalign.sharding import shardings
+from jaxalign.sharding import make_mesh, shardings
 from jaxalign.train.checkpoint import find, load_params, read_meta, read_params
 
 AT_ONCE = 2**30  # bytes: for fewer, what one by one takes in time is more than what it spares
@@ -116,18 +116,20 @@ def load_merged(folder, meta, part, like):
     """`load_params` of a checkpoint of adapters: `like` is a plain `Transformer`'s or `ScalarModel`'s state."""
     scalar = "backbone" in like
     graphdef, abstract = abstract_adapters(meta, ScalarModel if scalar else Transformer)
-    trained = read_params(folder, meta, part, _placed(abstract, like))
-    _, base, _ = load_base(folder, meta, like["backbone"] if scalar else like)
-    whole = nnx.merge_state(under("backbone", base) if scalar else base, trained)
-    placed = getattr(jax.tree.leaves(like)[0], "sharding", None) is not None
-    where = jax.tree.map(lambda x: x.sharding, like) if placed else None
-    return jax.jit(lambda state: merged(graphdef, state), out_shardings=where)(whole)
-
-
-def _placed(abstract, like):
-    """`abstract` with shardings over the mesh of `like`, if that has any."""
     sharding = getattr(jax.tree.leaves(like)[0], "sharding", None)
-    if sharding is None:
-        return abstract
+    mesh = sharding.mesh if sharding else make_mesh(1, devices=jax.local_devices()[:1])
+    like, abstract = _placed(like, mesh), _placed(abstract, mesh)
+    trained = read_params(folder, meta, part, abstract)
+    _, base, _ = load_base(folder, meta, like["backbone"] if scalar else like)
+    frozen = under("backbone", base) if scalar else base
+    # Each kernel takes the place of the one that it is made of: what is merged is never there beside its base.
+    in_place = all(x.dtype == jnp.float32 for x in jax.tree.leaves(frozen))
+    return jax.jit(lambda frozen, trained: merged(graphdef, nnx.merge_state(frozen, trained)),
+                   out_shardings=jax.tree.map(lambda x: x.sharding, like),
+                   donate_argnums=(0,) if in_place else ())(frozen, trained)
+
+
+def _placed(abstract, mesh):
+    """`abstract` with shardings over a mesh."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
-                        shardings(abstract, sharding.mesh))
+                        shardings(abstract, mesh))

@@ -11,6 +11,7 @@ import tiny_stages
 from flax import nnx
 
 from jaxalign.errors import CheckpointError, ConfigError
+from jaxalign.models.heads import ScalarModel
 from jaxalign.models.quantized import held, quantized
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.sharding import make_mesh
@@ -212,6 +213,17 @@ def test_a_run_that_was_moved_with_its_base_is_found_and_a_base_that_is_another_
     train_stage(tiny_stages.config("pretrain", seed=1), tmp_path / "b" / "base")
     with pytest.raises(CheckpointError, match="were trained beside weights with the fingerprint .* it was trained anew"):
         plain(tmp_path / "b" / "sft")
+
+
+@pytest.mark.parametrize("stage, part", [("sft", "policy"), ("reward", "reward")])
+def test_merged_weights_take_the_place_of_their_base(stage, part, tmp_path, monkeypatch):
+    train_stage(config(stage, steps=1), tmp_path)
+    folder, meta = read_meta(tmp_path)
+    read, load_base = [], adapters.load_base
+    monkeypatch.setattr(adapters, "load_base", lambda *args: read.append(load_base(*args)) or read[-1])
+    network = Network(Transformer if part == "policy" else ScalarModel, ModelConfig(**meta["model"]))
+    jax.block_until_ready(load_params(folder, part, network.abstract))
+    assert all(x.is_deleted() for x in jax.tree.leaves(read[0][1]))
 
 
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
