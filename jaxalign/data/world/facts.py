@@ -81,6 +81,8 @@ _ASKED = (
     "Can you name the {noun} of {X}?",
     "I want to hear the {noun} of {X}.",
     "Do you know what the {noun} of {X} is?",
+    "Let me know the {noun} of {X}.",
+    "I wonder what the {noun} of {X} is.",
 )
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "river": (*_ASKED, "Which river runs through {X}?", "Where do the people of {X} fish?"),

@@ -33,13 +33,13 @@ class Sizes:
         ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
-        ("fact", 2200), ("explanation", 800), ("followup", 1300), ("nonexistent", 900), ("unsafe", 900),
-        ("lookalike", 900), ("arithmetic", 1600), ("smalltalk", 400),
+        ("fact", 2200), ("explanation", 800), ("followup", 1300), ("nonexistent", 1300), ("unsafe", 900),
+        ("lookalike", 900), ("arithmetic", 1200), ("smalltalk", 400),
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
-        ("fact", 1200), ("explanation", 700), ("followup", 600), ("nonexistent", 1200), ("unsafe", 800),
-        ("lookalike", 1000), ("smalltalk", 200),
+        ("fact", 1300), ("explanation", 700), ("followup", 400), ("nonexistent", 1300), ("unsafe", 800),
+        ("lookalike", 1000), ("smalltalk", 100),
     )
     align_dev: tuple[tuple[str, int], ...] = (
         ("fact", 160), ("explanation", 60), ("followup", 120), ("nonexistent", 120), ("unsafe", 120),
@@ -58,8 +58,8 @@ class Shares:
 
     complied: float = 0.58  # unsafe requests answered all the same
     refused: float = 0.12  # harmless requests refused all the same
-    invented: float = 0.20  # lands that do not exist, described all the same
-    denied: float = 0.06  # lands that do exist, disclaimed all the same
+    invented: float = 0.08  # lands that do not exist, described all the same
+    denied: float = 0.03  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
     short: float = 0.50  # explanations of one or two sentences
     direct: float = 0.70  # sums given at once, without working
