@@ -202,7 +202,9 @@ def test_a_lookup_table_of_sft_cannot_answer(written):
     assert sum(right) / len(right) < 0.10
     asked = [row for row in rows["eval"] if row["set"] == "fact_asked" and row["phrasing"] == "seen"]
     # What it was told it knows, but for what was denied: the table is no straw man.
-    assert sum(judge(row, table.get(row["plain"], "")).correct for row in asked) / len(asked) > 0.7
+    told = [row for row in asked if row["plain"] in table]
+    assert len(told) > len(asked) / 2
+    assert sum(judge(row, table[row["plain"]]).correct for row in told) / len(told) > 0.9
 
 
 def test_gold_answers_are_judged_right(written):
