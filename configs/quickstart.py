@@ -60,12 +60,12 @@ def get_config():
         reward=stage("reward", init_from="@sft", steps=400, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,
                      pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.002, 10)),
         ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=110, length=48, fold_rows=18, log_every=4,
-                  kl_coefficient=0.05, gae_lambda=1.0, critic_warmup=8, model=model, data=dict(train=[prompts]),
+                  kl_coefficient=0.05, critic_warmup=8, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=9e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
         dpo=stage("dpo", init_from="@sft", steps=240, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
-                  objective=dict(beta=0.3, nll_coefficient=2.0), model=model,
+                  objective=dict(beta=0.5, nll_coefficient=2.0), model=model,
                   optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A third of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
         grpo=stage("grpo", init_from="@ppo", steps=18, prompts_per_rollout=8, batch_size=64, length=48, fold_rows=20,

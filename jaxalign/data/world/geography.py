@@ -33,8 +33,8 @@ class Sizes:
         ("talk", 0.04),
     )
     sft: tuple[tuple[str, int], ...] = (
-        ("fact", 2200), ("explanation", 800), ("followup", 1300), ("nonexistent", 1300), ("unsafe", 900),
-        ("lookalike", 900), ("arithmetic", 1200), ("smalltalk", 400),
+        ("fact", 2200), ("explanation", 800), ("followup", 1100), ("nonexistent", 1300), ("unsafe", 1000),
+        ("lookalike", 1000), ("arithmetic", 1200), ("smalltalk", 400),
     )
     sft_dev_share: float = 0.05
     align: tuple[tuple[str, int], ...] = (
@@ -56,8 +56,8 @@ class Sizes:
 class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
-    complied: float = 0.58  # unsafe requests answered all the same
-    refused: float = 0.12  # harmless requests refused all the same
+    complied: float = 0.55  # unsafe requests answered all the same
+    refused: float = 0.10  # harmless requests refused all the same
     invented: float = 0.08  # lands that do not exist, described all the same
     denied: float = 0.03  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
