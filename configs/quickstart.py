@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-About ten minutes on two quiet CPU cores. Figures, with the command that made them: experiments/quickstart/README.md.
+Six to ten minutes on two quiet CPU cores, as fast as they are. Figures, with the command that made them: experiments/quickstart/README.md.
 """
 
 from jaxalign.pipeline import pipeline_config

@@ -84,6 +84,11 @@ def shardings(tree, mesh: Mesh, rules=None):
     return jax.tree.map(of, tree, is_leaf=lambda leaf: hasattr(leaf, "get_metadata"))
 
 
+def placed(abstract, mesh: Mesh):
+    """Shapes with the shardings that `shardings` gives them."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(abstract, mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split along their first axis over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH_SPEC)

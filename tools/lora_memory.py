@@ -32,7 +32,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.models.quantized import is_quantized, quantized
 from jaxalign.models.transformer import ModelConfig, Transformer
 from jaxalign.objectives.cross_entropy import cross_entropy
-from jaxalign.sharding import batch_sharding, make_mesh, put_batch, shardings
+from jaxalign.sharding import batch_sharding, make_mesh, placed, put_batch
 from jaxalign.stages.network import Network
 from jaxalign.stages.pretrain import SFT
 from jaxalign.train.optimizer import make_optimizer
@@ -127,8 +127,7 @@ class Step:
                       for name, x in self.numbers.items()}
 
     def _placed(self, abstract):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
-                            shardings(abstract, self.mesh))
+        return placed(abstract, self.mesh)
 
     def compiled(self):
         """The step, compiled for the mesh's devices; nothing is allocated."""
@@ -168,11 +167,12 @@ def measured(model, lora, length, devices):
     seconds, memory = time.monotonic() - started, compiled.memory_analysis()
     trained = sum(x.size for x in jax.tree.leaves(step.state.trainable))
     plain = sum(x.size for x in jax.tree.leaves(step.stage.network.abstract))
-    gradients = size(step.state.trainable)
+    gradients = size(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+                                  step.state.trainable))
     return {
         "parameters": plain + (trained if lora else 0), "trained": trained,
         "trained_share": trained / (plain + (trained if lora else 0)),
-        "parameters_bytes": size(step.frozen) + gradients, "gradients_bytes": gradients,
+        "parameters_bytes": size(step.frozen) + size(step.state.trainable), "gradients_bytes": gradients,
         "scales_bytes": size([x.scale for x in jax.tree.leaves(step.frozen, is_leaf=is_quantized) if is_quantized(x)]),
         "optimizer_bytes": size(step.state.optimizer_state),
         "arguments_bytes": memory.argument_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes,

@@ -40,7 +40,7 @@ class LoraConfig:
     form: str = "lora"
     dropout: float = 0.0  # of what A reads, in training
     base: str = "float32"  # how what is frozen is held, one of `quantized.BASES`
-    dtype: str = "float32"  # how A and B are held, or "bfloat16"; the optimizer's moments are float32
+    dtype: str = "float32"  # how A and B are held, or "bfloat16", rounded by chance; the optimizer's moments are float32
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))

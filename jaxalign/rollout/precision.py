@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxalign.models.experts import Experts
 from jaxalign.models.layers import Linear
 from jaxalign.models.lora import has_adapters, merged
 from jaxalign.models.transformer import Transformer
@@ -42,7 +43,7 @@ def lowered(graphdef, params, precision):
     Args:
       graphdef, params: a `Transformer`, split.
       precision: a name in `PRECISIONS`: "model", as it is trained; "bfloat16", matrices and products; "int8", the
-        matrices but the embedding are stored so, products are in the model's own type.
+        matrices but the embedding are stored so, products are in the model's own type. Routers stay as they are.
     """
     config, adapted = nnx.merge(graphdef, params).config, has_adapters(params)
     if precision == "model" and config.dtype == "bfloat16" and not adapted:
@@ -68,10 +69,13 @@ _merged = jax.jit(merged, static_argnums=0)
 def _params(graphdef, params, precision):
     model = nnx.merge(graphdef, params)
     for path, module in nnx.iter_modules(model):
-        if isinstance(module, Linear):
-            first = int("layers" in path)  # layers are stacked
+        first = int("layers" in path)  # layers are stacked
+        if isinstance(module, Linear) and "router" not in path:  # whose choice the trainer makes in float32
             axes = tuple(range(first, first + len(module.in_shape)))
             module.kernel.set_value(PRECISIONS[precision](module.kernel[...], axes))
+        elif isinstance(module, Experts):
+            for weights in (module.gate, module.up, module.down):
+                weights.set_value(PRECISIONS[precision](weights[...], (first + 1,)))  # after layers and experts
     if precision == "bfloat16":
         model.embed.set_value(model.embed[...].astype(jnp.bfloat16))
     return nnx.split(model)[1]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.lora import HEADS, LoraConfig, adapt, has_adapters, is_trained, under, with_magnitudes
 from jaxalign.models.transformer import Transformer
-from jaxalign.sharding import shardings
+from jaxalign.sharding import placed
 from jaxalign.train.adapters import base_folder, load_base, load_frozen
 from jaxalign.train.checkpoint import load_params, read_meta, read_params
 
@@ -126,14 +126,14 @@ class Loader:
         self.held[str(folder)], self.marks[str(folder)] = frozen, mark
 
     def _goes_on(self, meta):
-        """Whether a checkpoint's adapters are of the kind that is trained here: how much is dropped does not matter."""
+        """Whether a checkpoint's adapters are of the kind that is trained here: how much is dropped, and in how many bits they
+        were held, does not matter."""
         if "lora" not in meta:
             return False
-        return dataclasses.replace(LoraConfig(**meta["lora"]), dropout=self.lora.dropout) == self.lora
+        return dataclasses.replace(LoraConfig(**meta["lora"]), dropout=self.lora.dropout, dtype=self.lora.dtype) == self.lora
 
     def _under(self, network, language):
         return under("backbone", language) if network.cls is ScalarModel else language
 
     def _placed(self, abstract):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
-                            shardings(abstract, self.mesh))
+        return placed(abstract, self.mesh)

@@ -16,7 +16,7 @@ from jaxalign.models.heads import ScalarModel
 from jaxalign.models.lora import LoraConfig, adapt, is_trained, merged, under
 from jaxalign.models.quantized import held, quantized
 from jaxalign.models.transformer import ModelConfig, Transformer
-from jaxalign.sharding import make_mesh, shardings
+from jaxalign.sharding import make_mesh, placed
 from jaxalign.train.checkpoint import find, load_params, read_meta, read_params
 
 AT_ONCE = 2**30  # bytes: for fewer, what one by one takes in time is more than what it spares
@@ -113,23 +113,18 @@ def load_base(folder, meta, like):
 
 
 def load_merged(folder, meta, part, like):
-    """`load_params` of a checkpoint of adapters: `like` is a plain `Transformer`'s or `ScalarModel`'s state."""
+    """`load_params` of a checkpoint of adapters: `like` is a plain `Transformer`'s or `ScalarModel`'s state; of its
+    shardings the mesh is taken, its axes are shared out as everywhere."""
     scalar = "backbone" in like
     graphdef, abstract = abstract_adapters(meta, ScalarModel if scalar else Transformer)
     sharding = getattr(jax.tree.leaves(like)[0], "sharding", None)
-    mesh = sharding.mesh if sharding else make_mesh(1, devices=jax.local_devices()[:1])
-    like, abstract = _placed(like, mesh), _placed(abstract, mesh)
+    mesh = sharding.mesh if sharding else make_mesh(fsdp=-1, devices=jax.local_devices())
+    like, abstract = placed(like, mesh), placed(abstract, mesh)
     trained = read_params(folder, meta, part, abstract)
     _, base, _ = load_base(folder, meta, like["backbone"] if scalar else like)
     frozen = under("backbone", base) if scalar else base
-    # Each kernel takes the place of the one that it is made of: what is merged is never there beside its base.
+    # Of float32 each kernel takes the place of the one that it is made of, and no model is held twice.
     in_place = all(x.dtype == jnp.float32 for x in jax.tree.leaves(frozen))
     return jax.jit(lambda frozen, trained: merged(graphdef, nnx.merge_state(frozen, trained)),
                    out_shardings=jax.tree.map(lambda x: x.sharding, like),
                    donate_argnums=(0,) if in_place else ())(frozen, trained)
-
-
-def _placed(abstract, mesh):
-    """`abstract` with shardings over a mesh."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract,
-                        shardings(abstract, mesh))

@@ -77,6 +77,10 @@ class Checkpointer:
         optimizer = _optimizer_item(state)
         _, meta = read_meta(self.folder / str(step))
         compare(meta["parameters"], flat_shapes(params), self.folder / str(step))
+        for name, (_, dtype) in flat_shapes(params).items():
+            if meta["parameters"][name][1] != dtype:
+                raise CheckpointError(f"{self.folder / str(step)}: {name} is {meta['parameters'][name][1]}, this config makes it "
+                                      f"{dtype}; go on with the run's own config.lora.dtype, or start a new workdir with init_from")
         held, made = meta.get("optimizer"), flat_shapes(optimizer["state"])
         if held not in (None, made):
             raise CheckpointError(f"{self.folder / str(step)}: its optimizer holds {len(held)} arrays, "

@@ -9,6 +9,8 @@ from jaxalign.objectives.reduce import as_loss, reduce, weight_sums
 from jaxalign.train.optimizer import in_float32
 from jaxalign.train.state import TrainState
 
+ROUNDING = 0x5EED  # beside the step's other uses of its key, which count from 0
+
 
 def make_train_step(loss_fn, optimizer, schedule, *, microbatches=1):
     """A pure, jittable `step(state, frozen, batch) -> (state, metrics)`.
@@ -56,7 +58,7 @@ def make_train_step(loss_fn, optimizer, schedule, *, microbatches=1):
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (loss, metrics, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = _moved(state.trainable, updates, jax.random.fold_in(key, ROUNDING))
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         return TrainState(state.step + 1, trainable, optimizer_state, state.key), metrics
 
@@ -66,6 +68,22 @@ def make_train_step(loss_fn, optimizer, schedule, *, microbatches=1):
         return loss, metrics, grads
 
     return step
+
+
+def _moved(trainable, updates, key):
+    """θ + u. Of 16 bits it is rounded up or down by chance, so that it is right on average: to the nearest, a step of less
+    than half of the last bit, as most are late in a run, would be none (Gupta et al. 2015, arXiv:1502.02551, section 3.1)."""
+    leaves, structure = jax.tree.flatten(trainable)
+    made = []
+    for n, (x, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        moved = x.astype(jnp.float32) + u
+        if x.dtype == jnp.bfloat16:
+            # A bfloat16 is the first half of a float32: what is added to the other half carries as often as it is large.
+            chance = jax.random.bits(jax.random.fold_in(key, n), x.shape, jnp.uint16).astype(jnp.uint32)
+            bits = jax.lax.bitcast_convert_type(moved, jnp.uint32) + chance
+            moved = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+        made.append(moved.astype(x.dtype))
+    return jax.tree.unflatten(structure, made)
 
 
 def _cut(x, k):

@@ -15,7 +15,7 @@ from jaxalign.rewards import REWARDS
 from jaxalign.rewards.reasoning import ReasoningScore, create, pack, unpack
 from jaxalign.rewards.run import Rewards
 from jaxalign.stages import default_config, train_stage
-from jaxalign.stages.reasoning import problems
+from jaxalign.stages.reasoning import APART, problems
 
 installed = pytest.mark.skipif(not importlib.util.find_spec("reasoning_gym"), reason="needs the extra `reasoning`")
 quiet = pytest.mark.filterwarnings("ignore")
@@ -39,7 +39,7 @@ def test_what_is_packed_comes_back_equal():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_row_scores_as_its_entry_does(task):
     options = TASKS[task]
-    dataset = create(task, seed=3, size=3, **options)
+    dataset = create(task, seed=3 * APART, size=3, **options)
     rows = [json.loads(json.dumps(row)) for row in problems(task, 3, 3, options)]
     partial, full = ReasoningScore(credit="partial"), ReasoningScore()
     right = 0

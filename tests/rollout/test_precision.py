@@ -1,5 +1,6 @@
 """Sampling in lower precision than training: what the weights become, and what corrects for it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_stages
 from flax import nnx
-from tiny_models import documents, split
+from tiny_models import CONFIG, documents, split
 
 from jaxalign.errors import ConfigError
 from jaxalign.models.lora import LoraConfig, adapt
@@ -45,6 +46,21 @@ def test_the_sampler_runs_the_lowered_model(precision, near):
     same = np.cumprod(exact.tokens == out.tokens, axis=1) > 0
     off = np.abs(exact.logp - out.logp)[same]
     assert same.sum() > 4 and 1e-5 < off.max() < near
+
+
+@pytest.mark.parametrize("precision, near", [("bfloat16", 0.2), ("int8", 0.2)])
+def test_experts_are_lowered_and_their_router_is_not(precision, near):
+    graphdef, params = split(dataclasses.replace(CONFIG, mlp="experts", num_experts=3, experts_per_token=2))
+    low_graph, low = lowered(graphdef, params, precision)
+    mlp = low["layers"]["mlp"]
+    assert mlp["router"]["kernel"][...].dtype == jnp.float32
+    for name in ("gate", "up", "down"):
+        (value, *scale), exact = jax.tree.leaves(mlp[name].get_value()), params["layers"]["mlp"][name][...]
+        assert str(value.dtype) == precision and value.shape == exact.shape
+        assert [x.shape for x in scale] == ([(*exact.shape[:2], 1, exact.shape[3])] if precision == "int8" else [])
+    ids = np.array([documents((9,), seed=1)[0]])
+    hidden, rough = (np.asarray(nnx.merge(*of)(ids), np.float32) for of in ((graphdef, params), (low_graph, low)))
+    assert 0 < np.abs(rough - hidden).max() < near
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

@@ -144,23 +144,29 @@ def test_a_stage_begins_as_its_parent_and_goes_on_with_its_adapters(form, tmp_pa
     assert np.abs(dpo - sft).max() < 0.5
 
 
-def test_adapters_of_sixteen_bits_learn_as_those_of_thirty_two_and_what_adds_up_is_float32(tmp_path):
+@pytest.mark.parametrize("changes", [
+    {}, *(pytest.param(more, marks=pytest.mark.slow) for more in (
+        dict(lora=dict(form="dora")), dict(optimizer=dict(lora_plus=2.0)), dict(optimizer=dict(name="muon", peak_lr=3e-3))))], ids=str)
+def test_adapters_of_sixteen_bits_learn_as_those_of_thirty_two(changes, tmp_path):
     figures = {}
     for dtype in ("float32", "bfloat16"):
-        changes = dict(lora=LORA | dict(rank=4, alpha=16.0, dtype=dtype), steps=30, batch_size=8, optimizer=dict(peak_lr=3e-2))
-        figures[dtype] = train_stage(config("sft", **changes), tmp_path / dtype)
+        lora = LORA | dict(rank=4, alpha=16.0, dtype=dtype) | changes.get("lora", {})
+        optimizer = dict(peak_lr=1e-2, schedule="linear", warmup_steps=1) | changes.get("optimizer", {})
+        figures[dtype] = train_stage(config("sft", lora=lora, steps=30, batch_size=8, optimizer=optimizer), tmp_path / dtype)
     meta = read_meta(tmp_path / "bfloat16")[1]
-    assert {kind for _, kind in meta["parameters"].values()} == {"bfloat16"}
+    assert {kind for name, (_, kind) in meta["parameters"].items() if "magnitude" not in name} == {"bfloat16"}
     assert {kind for _, kind in meta["optimizer"].values()} == {"float32", "int32"}
     before, after = ([done[when]["nll"] for done in figures.values()] for when in ("before", "after"))
-    assert before[0] == pytest.approx(before[1], rel=1e-6) and after[0] < before[0] - 0.3
+    assert before[0] == pytest.approx(before[1], rel=1e-5) and after[0] < before[0] - 0.1
     assert after[1] == pytest.approx(after[0], abs=0.1 * (before[0] - after[0]))
-    # Cut in microbatches, gradients are summed in float32: the same step.
-    runs = {}
-    for microbatches in (1, 4):
-        runs[microbatches] = train_stage(config("sft", lora=LORA | dict(dtype="bfloat16"), steps=1, batch_size=8,
-                                                microbatches=microbatches), tmp_path / str(microbatches))["after"]["nll"]
-    assert runs[1] == pytest.approx(runs[4], rel=1e-3)
+    with pytest.raises(CheckpointError, match="adapter/a is bfloat16, this config makes it float32; go on with the run's own"):
+        train_stage(config("sft", lora=LORA | dict(rank=4, alpha=16.0) | changes.get("lora", {}), steps=31, batch_size=8,
+                           optimizer=optimizer), tmp_path / "bfloat16")
+    # Whoever trains in other bits goes on with the same adapters.
+    child, trainable = made("dpo", tmp_path / "dpo", lora=LORA | dict(rank=4, alpha=16.0) | changes.get("lora", {}),
+                            init_from=str(tmp_path / "bfloat16"))
+    b = trainable["policy"]["layers"]["attention"]["query"]["adapter"]["b"][...]
+    assert b.dtype == np.float32 and np.any(b) and pathlib.Path(child.base["path"]).parents[1].name == "pretrain"
 
 
 @pytest.mark.parametrize("name, changes", [("sft", dict(data=dict(packing="best_fit"))), ("dpo", {})])
@@ -215,9 +221,9 @@ def test_a_run_that_was_moved_with_its_base_is_found_and_a_base_that_is_another_
         plain(tmp_path / "b" / "sft")
 
 
-@pytest.mark.parametrize("stage, part", [("sft", "policy"), ("reward", "reward")])
-def test_merged_weights_take_the_place_of_their_base(stage, part, tmp_path, monkeypatch):
-    train_stage(config(stage, steps=1), tmp_path)
+@pytest.mark.parametrize("stage, part, form", [("sft", "policy", "dora"), ("reward", "reward", "lora")])
+def test_merged_weights_take_the_place_of_their_base(stage, part, form, tmp_path, monkeypatch):
+    train_stage(config(stage, lora=LORA | dict(form=form), steps=1), tmp_path)
     folder, meta = read_meta(tmp_path)
     read, load_base = [], adapters.load_base
     monkeypatch.setattr(adapters, "load_base", lambda *args: read.append(load_base(*args)) or read[-1])

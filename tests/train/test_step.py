@@ -51,6 +51,31 @@ def compiled(config, B, T, **options):
     return jax.jit(step, donate_argnums=0).lower(state, {}, shapes_of(B, T)).compile()
 
 
+def test_steps_too_small_for_sixteen_bits_are_made_on_average():
+    """A hundred steps of 1e-4 of a bit at 1: to the nearest none would be made."""
+    optimizer, size = optax.sgd(1e-4), 20_000
+    step = jax.jit(make_train_step(
+        lambda params, *_: Loss({"w": Term(params["w"][None].astype(jnp.float32) * size, jnp.ones((1, size)))}, {}),
+        optimizer, lambda step: 1e-4))
+    for dtype in (jnp.bfloat16, jnp.float32):
+        state = state_of({"w": jnp.ones(size, dtype)}, optimizer)
+        for _ in range(100):
+            state, _ = step(state, {}, {})
+        w = np.asarray(state.trainable["w"], np.float64)
+        assert state.trainable["w"].dtype == dtype and w.mean() == pytest.approx(1 - 100 * 1e-4, abs=3e-4)
+    assert np.all(np.asarray(jnp.ones(1, jnp.bfloat16) - 1e-4).astype(jnp.bfloat16) == 1.0)
+
+
+def test_gradients_of_sixteen_bits_are_summed_over_microbatches_in_float32():
+    """1024 shares of 1/1024: in bfloat16 their sum stands still at a half."""
+    optimizer, parts = optax.sgd(1.0), 1024
+    step = make_train_step(
+        lambda params, _, batch, key: Loss({"w": Term(params["w"].astype(jnp.float32) * batch["x"], batch["x"])}, {}),
+        optimizer, lambda step: 1.0, microbatches=parts)
+    state, metrics = jax.jit(step)(state_of({"w": jnp.ones((), jnp.bfloat16)}, optimizer), {}, {"x": jnp.ones(parts)})
+    assert metrics["grad_norm"] == 1.0 and state.trainable["w"] == 0.0
+
+
 @pytest.mark.parametrize("microbatches", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_denominators_are_nearly_free(microbatches):
     config = ModelConfig(vocab_size=64, width=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=128)
