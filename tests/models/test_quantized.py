@@ -80,6 +80,16 @@ def test_in_few_bits_a_kernel_is_split_over_devices_as_it_was(base, mixture):
                                 if axis and part.shape[n] > 1], (name, part.sharding)
 
 
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_experts_of_few_bits_compute_the_same_over_devices(base):
+    graphdef, exact = split(dataclasses.replace(CONFIG, width=64, mlp_dim=64, **MIXTURE))
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    over = quantized(jax.device_put(exact, shardings(exact, mesh)), base)
+    expected = run(graphdef, quantized(exact, base), TOKENS)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(run(graphdef, over, TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mixture", [{}, MIXTURE], ids=["mlp", "experts"])
 @pytest.mark.parametrize("base, error, size", [("bfloat16", 0.02, None), ("int8", 0.05, 8), ("nf4", 0.5, 4)])
 def test_a_model_of_few_bits_is_scanned_split_decoded_and_nearly_the_same(base, error, size, mixture):

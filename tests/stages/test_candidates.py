@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.errors import DataError
 from jaxalign.rewards import REWARDS
+from jaxalign.stages import candidates as stage
 from jaxalign.stages import default_config, train_stage
 from jaxalign.stages.candidates import apart, draw, graded, most_different, order
 
@@ -164,3 +165,11 @@ def test_prompts_of_ones_own_without_gold_or_dev_data_are_ranked_and_bad_ones_sk
         candidates(records)
     with pytest.raises(DataError, match="at most 64 tokens"):
         candidates([{"prompt": "why? " * 80}], truncate="error")
+
+
+def test_dev_answers_are_chosen_in_two_ways_and_judged_once(candidates, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(stage, "graded", lambda rows, answers, judge: judged.append(len(rows)) or graded(rows, answers, judge))
+    dev = tiny_stages.jsonl(tmp_path / "dev.jsonl", [{"prompt": "3+1?"}])
+    done = candidates([{"prompt": "1+1?"}, {"prompt": "2+1?"}], dev=[dict(path=str(dev), shape="prompts")])
+    assert judged == [2, 1] and {"train_rankings", "dev_rankings", "blind_rankings"} <= set(done["after"])
