@@ -16,7 +16,7 @@ def main(folders):
 
 
 def _claims(reports):
-    lines = ["| claim | target | value | 95 % interval | baseline | n | holds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| claim | target | value | 95 % interval, first run | baseline | n | holds |", "|---|---|---|---|---|---|---|"]
     for rows in zip(*(report["claims"] for report in reports), strict=True):
         values = [row["value"] for row in rows]
         shown = f"{sum(values) / len(values):.3f}"

@@ -70,6 +70,9 @@ def test_the_report_holds_what_the_schema_names(finished):
         assert {"name", "value", "baseline", "target", "n", "ci95", "holds"} <= set(claim)
         assert claim["ci95"][0] <= claim["ci95"][1] and claim["n"] > 0
     assert len(report["claims"]) >= 30
+    for stage in report["stages"]:
+        assert {"name", "seconds", "steps", "tokens", "before", "after", "checkpoint"} <= set(stage)
+    assert report["seed"] == 0 and "cpu" in report["device"]
     assert report["peak_rss_gib"] > 0 and report["wall_seconds"] > 0 and report["versions"]["jax"]
     page = (workdir / "report.html").read_text()
     assert all(name in page for name in ("pretrain", "grpo", "holds"))
