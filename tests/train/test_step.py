@@ -52,7 +52,7 @@ def compiled(config, B, T, **options):
 
 
 def test_steps_too_small_for_sixteen_bits_are_made_on_average():
-    """A hundred steps of 1e-4 of a bit at 1: to the nearest none would be made."""
+    """A hundred steps of 1e-4 from 1, whose last bit is 4e-3 below it: to the nearest none would be made."""
     optimizer, size = optax.sgd(1e-4), 20_000
     step = jax.jit(make_train_step(
         lambda params, *_: Loss({"w": Term(params["w"][None].astype(jnp.float32) * size, jnp.ones((1, size)))}, {}),
@@ -63,11 +63,10 @@ def test_steps_too_small_for_sixteen_bits_are_made_on_average():
             state, _ = step(state, {}, {})
         w = np.asarray(state.trainable["w"], np.float64)
         assert state.trainable["w"].dtype == dtype and w.mean() == pytest.approx(1 - 100 * 1e-4, abs=3e-4)
-    assert np.all(np.asarray(jnp.ones(1, jnp.bfloat16) - 1e-4).astype(jnp.bfloat16) == 1.0)
 
 
 def test_gradients_of_sixteen_bits_are_summed_over_microbatches_in_float32():
-    """1024 shares of 1/1024: in bfloat16 their sum stands still at a half."""
+    """1024 shares of 1/1024: in bfloat16 their sum stands still at a quarter."""
     optimizer, parts = optax.sgd(1.0), 1024
     step = make_train_step(
         lambda params, _, batch, key: Loss({"w": Term(params["w"].astype(jnp.float32) * batch["x"], batch["x"])}, {}),
