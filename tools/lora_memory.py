@@ -113,11 +113,11 @@ class Step:
         self.stage, self.mesh, self.rows = Shape(config, model), mesh, mesh.size
         self.optimizer, schedule = make_optimizer(config.optimizer, config.steps)
         self.call = jax.jit(make_train_step(self.stage.loss_fn, self.optimizer, schedule), donate_argnums=0)
-        self.state = self._placed(jax.eval_shape(fresh_state(self.stage.init, self.optimizer), jax.random.key(0)))
+        self.state = placed(jax.eval_shape(fresh_state(self.stage.init, self.optimizer), jax.random.key(0)), self.mesh)
         self.frozen = {}
         if lora:
             held = jax.eval_shape(lambda state: quantized(state, self.stage.lora.base), self.stage.network.abstract)
-            self.frozen = {"base": {"policy": self._placed(held)}}
+            self.frozen = {"base": {"policy": placed(held, self.mesh)}}
         rng, shape = np.random.default_rng(0), (self.rows, length)
         tokens_BT = rng.integers(1, model.vocab_size, (self.rows, length + 1)).astype(np.int32)
         self.numbers = {"tokens_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:],
@@ -125,9 +125,6 @@ class Step:
                         "segment_ids_BT": np.ones(shape, np.int32), "mask_BT": np.ones(shape, np.float32)}
         self.batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
                       for name, x in self.numbers.items()}
-
-    def _placed(self, abstract):
-        return placed(abstract, self.mesh)
 
     def compiled(self):
         """The step, compiled for the mesh's devices; nothing is allocated."""

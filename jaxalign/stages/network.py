@@ -107,18 +107,18 @@ class Loader:
         folder, meta = read_meta(path)
         part = part or meta["policy"]
         if not network.lora.rank:
-            return load_params(folder, part, self._placed(network.abstract)), None
+            return load_params(folder, part, placed(network.abstract, self.mesh)), None
         if self._goes_on(meta):
             where = base_folder(folder, meta)
             if str(where) not in self.held:
-                self._hold(*load_base(folder, meta, self._placed(self.language.abstract)))
-            trained = read_params(folder, meta, part, self._placed(network.trained))
+                self._hold(*load_base(folder, meta, placed(self.language.abstract, self.mesh)))
+            trained = read_params(folder, meta, part, placed(network.trained, self.mesh))
             return joined(self._under(network, self.held[str(where)]), trained), where
         if str(folder) not in self.held:
-            self._hold(folder, *load_frozen(folder, self._placed(self.language.abstract), self.lora.base))
+            self._hold(folder, *load_frozen(folder, placed(self.language.abstract, self.mesh), self.lora.base))
         whole = self._under(network, self.held[str(folder)])
         if network.cls is ScalarModel:
-            heads = load_params(folder, part, self._placed(network.abstract))
+            heads = load_params(folder, part, placed(network.abstract, self.mesh))
             whole = joined(whole, nnx.split_state(heads, is_trained, ...)[0])
         return whole, folder
 
@@ -134,6 +134,3 @@ class Loader:
 
     def _under(self, network, language):
         return under("backbone", language) if network.cls is ScalarModel else language
-
-    def _placed(self, abstract):
-        return placed(abstract, self.mesh)
