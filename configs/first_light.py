@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/first_light.py --workdir=runs/first_light
 
-About twenty minutes on two CPU cores. Needs the sets under $JAXALIGN_SHARED_DATA (else ../shared/data beside the
+About half an hour on two CPU cores. Needs the sets under $JAXALIGN_SHARED_DATA (else ../shared/data beside the
 repository) and the extra `reasoning`. Figures, whatever they are: experiments/first_light/README.md.
 """
 
@@ -49,7 +49,9 @@ def get_config():
                 dev=[dict(s, **dev) for s in talk], on_bad_row="skip")
     pairs = dict(train=[source("preference/hh_harmless.train.jsonl.gz", "pairs")],
                  dev=[source("preference/hh_harmless.dev.jsonl.gz", "pairs")], on_bad_row="skip", truncate="left")
-    trees = [source("preference/oasst_trees.jsonl", "oasst_trees", holdout=0.2, split=s) for s in ("train", "dev")]
+    ranked = [source("preference/oasst_trees.jsonl", "oasst_trees", holdout=0.4),
+              source("preference/finegrained_qa_feedback.json", "finegrained_qa", fields=dict(passages=None), holdout=0.3)]
+    ranked = {split: [dict(s, split=split) for s in ranked] for split in ("train", "dev")} | dict(on_bad_row="skip")
     asked = dict(train=pairs["train"], on_bad_row="skip")
     sums = dict(train=[source("@reasoning/train.jsonl", "prompts", share=0.9),
                        source("preference/hh_harmless.train.jsonl.gz", "pairs", share=0.1)], on_bad_row="skip")
@@ -58,18 +60,18 @@ def get_config():
         reasoning=stage("reasoning", options=problems, sft=4000, train=4000, dev=400),
         tokenizer=stage("tokenizer", vocab_size=2048, model_type="bpe", max_chars=6_000_000,
                         data=dict(train=text["train"] + talk["train"][:5])),
-        pretrain=stage("pretrain", 8e-3, tokenizer="@tokenizer/tokenizer.model", steps=900, batch_size=16, length=256,
+        pretrain=stage("pretrain", 8e-3, tokenizer="@tokenizer/tokenizer.model", steps=1200, batch_size=16, length=256,
                        log_every=50, eval_batches=0, data=text),
-        sft=stage("sft", 3e-3, init_from="@pretrain", steps=200, batch_size=12, length=384, log_every=25,
+        sft=stage("sft", 3e-3, init_from="@pretrain", steps=300, batch_size=12, length=384, log_every=25,
                   eval_batches=0, data=talk),
-        reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=100,
+        reward_pairs=stage("reward", 5e-4, init_from="@sft", objective=dict(name="bradley_terry"), steps=200,
                            batch_size=8, length=256, log_every=20, eval_batches=0, data=pairs),
-        reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=30, batch_size=4, length=448, max_answers=4,
-                     log_every=10, eval_batches=0, data=dict(train=trees[:1], dev=trees[1:], on_bad_row="skip")),
-        dpo=stage("dpo", 1e-4, init_from="@sft", steps=60, batch_size=8, length=256, log_every=10, eval_batches=0,
+        reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=100, batch_size=4, length=448, max_answers=4,
+                     log_every=10, eval_batches=0, data=ranked),
+        dpo=stage("dpo", 1e-4, init_from="@sft", steps=200, batch_size=8, length=256, log_every=20, eval_batches=0,
                   data=pairs),
-        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=20, batch_size=64, length=96,
-                  max_new_tokens=64, kl_coefficient=0.3, log_every=2, data=asked),
-        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=60, length=48, max_new_tokens=16, log_every=5,
+        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=60, batch_size=64, length=96,
+                  max_new_tokens=64, kl_coefficient=0.1, critic_warmup=8, log_every=4, data=asked),
+        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=100, length=48, max_new_tokens=16, log_every=5,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
     )

@@ -54,6 +54,7 @@ def get_config():
         sft=stage("sft", init_from="@pretrain", **sft_settings),
         scratch=stage("sft", **sft_settings),
         candidates=stage("candidates", init_from="@sft", samples_per_prompt=8, answers=4, length=48,
+                         dev_samples_per_prompt=16,  # so that more of the rankings that measure have four grades
                          temperature=0.7, noise=0.05, choice="apart",
                          data=dict(train=[dict(prompts, limit=2800)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),

@@ -9,12 +9,14 @@ import sys
 
 from jaxalign import config as configs
 from jaxalign.evaluate import evaluate_checkpoint
+from jaxalign.evaluate.statistics import wilson
 from jaxalign.train.checkpoint import read_meta
 
 HERE = pathlib.Path(__file__).resolve().parent
 POLICIES = ("pretrain", "sft", "dpo", "ppo", "grpo")
 JUDGES = ("reward_pairs", "reward")
-LENGTH = {"OASST rankings": 448, "fine-grained QA (never trained on)": 448}  # as the K-way stage trained
+LENGTH = {"OASST rankings": 448, "fine-grained QA": 448}  # as the K-way stage trained
+DRAWN = dict(best_of=1, answers=True, max_new_tokens=64)  # one answer a prompt, at temperature 1, as PPO draws them
 
 
 def sources(workdir, config):
@@ -24,9 +26,7 @@ def sources(workdir, config):
     named = {"books": data["pretrain"][0], "TinyStories": data["pretrain"][1]}
     chats = {f"{pathlib.Path(source['path']).stem}": source for source in data["sft"]}
     pairs = {"hh_harmless": {"path": str(root / "preference" / "hh_harmless.dev.jsonl.gz"), "shape": "pairs"}}
-    rankings = {"OASST rankings": data["reward"][0], "fine-grained QA (never trained on)": {
-        "path": str(root / "preference" / "finegrained_qa_feedback.json"), "shape": "finegrained_qa",
-        "fields": {"passages": None}}}
+    rankings = dict(zip(("OASST rankings", "fine-grained QA"), data["reward"], strict=True))
     sums = {"sums": {"path": str(workdir / "reasoning" / "dev.jsonl"), "shape": "prompts"}}
     requests = {"XSTest": {"path": str(root / "safety" / "xstest_prompts.csv"), "shape": "prompts"}}
     return {name: (POLICIES, source) for name, source in (named | chats | sums | requests).items()} | {
@@ -45,6 +45,13 @@ def main(workdir):
             measured = evaluate_checkpoint(workdir / checkpoint, [source], options)
             figures.setdefault(name, {})[checkpoint] = next(iter(measured.values()))
             print(name, checkpoint, file=sys.stderr)
+    # What PPO is after, on prompts that it never saw: the score that its reward model gives to one answer each.
+    pairs = dict(plan["hh_harmless"][1])
+    for checkpoint in ("sft", "dpo", "ppo"):
+        measured = evaluate_checkpoint(workdir / checkpoint, [pairs], DRAWN | {"reward_model": workdir / "reward_pairs"})
+        score = next(iter(measured.values()))["score"]["drawn"]
+        figures.setdefault("hh_harmless prompts", {})[checkpoint] = {"the reward model's score": score}
+    figures["hh_harmless, implicit reward"] = {"dpo": {"pairs in order": implicit(report)}}
     stages = [{key: value for key, value in stage.items() if key != "checkpoint"} for stage in report["stages"]]
     _, meta = read_meta(workdir / "sft")
     result = {"figures": figures, "stages": stages, "wall_seconds": report["wall_seconds"], "model": meta["model"],
@@ -59,6 +66,13 @@ def main(workdir):
                 if leaf := leaves(each).get(figure):
                     interval = " … ".join(f"{x:.3f}" for x in leaf.get("ci95", ()))
                     print(f"  {checkpoint:<13} {leaf['value']:8.3f}  n={leaf['n']}  {interval}")
+
+
+def implicit(report):
+    """The dev pairs that DPO's policy has in order by its log-probability relative to the reference's; 0.5 before."""
+    stage = next(stage for stage in report["stages"] if stage["name"] == "dpo")
+    share, n = stage["after"]["accuracy"], stage["data"]["dev"]["rows"]
+    return {"value": share, "n": n, "ci95": wilson(share * n, n)}
 
 
 def leaves(figures, at=""):

@@ -31,6 +31,7 @@ class Candidates:
     @staticmethod
     def defaults():
         return base_config("candidates", samples_per_prompt=8, answers=4, max_new_tokens=48, temperature=1.0,
+                           dev_samples_per_prompt=0,  # 0: as many as samples_per_prompt
                            judge="gold", noise=0.1, grade=0.1, choice="different", batch_size=256, length=64)
 
     @staticmethod
@@ -63,7 +64,8 @@ class Candidates:
                 continue
             rows, reports[split] = _rows(sources, assistant.tokenizer, config, workdir, split)
             seed = config.seed + (split == "dev")
-            answers, drawn = draw(assistant, rows, seed=seed, config=config)
+            copies = split == "dev" and config.dev_samples_per_prompt or config.samples_per_prompt
+            answers, drawn = draw(assistant, rows, copies, seed=seed, temperature=config.temperature)
             tokens += drawn
             figures[f"{split}_prompts"] = len(rows)
             scores = graded(rows, answers, judge)
@@ -78,11 +80,10 @@ class Candidates:
         return summary
 
 
-def draw(assistant, rows, *, seed, config):
-    """(the different answers to each row's prompt, in the order drawn; tokens drawn)."""
-    copies = config.samples_per_prompt
+def draw(assistant, rows, copies, *, seed, temperature):
+    """(the different ones of `copies` answers to each row's prompt, in the order drawn; tokens drawn)."""
     conversations = [row["messages"] for row in rows for _ in range(copies)]
-    texts = assistant.reply(conversations, seed=seed, temperature=config.temperature)
+    texts = assistant.reply(conversations, seed=seed, temperature=temperature)
     answers = [list(dict.fromkeys(t for t in texts[n:n + copies] if t)) for n in range(0, len(texts), copies)]
     return answers, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 

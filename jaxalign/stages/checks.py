@@ -17,7 +17,8 @@ LEAST = dict.fromkeys(
      "model.mlp_dim", "model.unroll", "kl_prompts", "train", "dev", "max_chars"), 1) | dict.fromkeys(
     ("seed", "steps", "logits_chunk", "eval_every", "eval_batches", "checkpoint_every", "max_answers", "limit",
      "optimizer.peak_lr", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "temperature",
-     "noise", "target_kl", "reward_clip", "optimizer.lora_plus", "sft"), 0) | {"answers": 2, "num_entities": 12}
+     "noise", "dev_samples_per_prompt", "target_kl", "reward_clip", "optimizer.lora_plus", "sft"), 0) | {
+    "answers": 2, "num_entities": 12}
 CHOICES = {"packing": ("best_fit", "none"), "truncate": ("", "right", "left", "error"), "on_bad_row": ("error", "skip")}
 
 

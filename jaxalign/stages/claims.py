@@ -157,13 +157,13 @@ def _grpo_claims(claims, sheets):
 def _reward_claims(claims, config):
     reward = RewardModel.load(config.reward)
     score = jax.jit(lambda params, batch: scores(nnx.merge(reward.graphdef, params), batch, reward.pooling))
-    (agree, counted, apart), (*_, blind) = (_agreement(reward, score, file, config.limit)
-                                           for file in (config.rankings, config.blind_rankings))
-    claims.add("the reward model learns what is preferred: agreement on held-out pairs", agree / counted, None, "≥ 0.90",
-               counted, list(wilson(agree, counted)), agree / counted >= 0.90)
     # A ranking has no two answers less than a grade apart, as in training; whose four answers are chosen blind has ties.
-    for name, taus in (("… Kendall τ-b on held-out 4-way rankings", apart),
-                       ("… the same where the four answers are chosen blind to gold", blind)):
+    apart, blind = (_agreement(reward, score, file, config.limit) for file in (config.rankings, config.blind_rankings))
+    for name, (agree, counted, _) in (("the reward model learns what is preferred: agreement on held-out pairs", apart),
+                                      ("… on pairs of answers that are chosen blind to gold", blind)):
+        claims.add(name, agree / counted, None, "≥ 0.90", counted, list(wilson(agree, counted)), agree / counted >= 0.90)
+    for name, (*_, taus) in (("… Kendall τ-b on held-out 4-way rankings", apart),
+                             ("… the same where the four answers are chosen blind to gold", blind)):
         # Without a ranking of four different answers nothing is known.
         value, *interval = bootstrap_mean(taus) if len(taus) else (0.0, -1.0, 1.0)
         claims.add(name, value, None, "≥ 0.80", len(taus), interval, value >= 0.80)

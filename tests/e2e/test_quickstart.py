@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import socket
 
 import pytest
 
@@ -47,8 +48,16 @@ def quickstart(**changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """Run on a machine that has no network, as Python sees it."""
     workdir = tmp_path_factory.mktemp("quickstart")
-    return run_pipeline(quickstart(), workdir), workdir
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((socket.socket, "connect"), (socket.socket, "connect_ex"), (socket, "getaddrinfo")):
+            patch.setattr(owner, name, unreachable)
+        return run_pipeline(quickstart(), workdir), workdir
+
+
+def unreachable(*address):
+    raise OSError(101, f"Network is unreachable: {address}")
 
 
 def test_every_stage_runs_and_hands_over(finished):
@@ -61,6 +70,14 @@ def test_every_stage_runs_and_hands_over(finished):
     assert trained["sft"]["before"]["cross_entropy"] != trained["sft"]["after"]["cross_entropy"]
     _, meta = read_meta(workdir / "grpo")
     assert [step["stage"] for step in meta["lineage"]] == ["pretrain", "sft", "ppo", "grpo"]
+
+
+def test_it_ran_without_a_network(finished):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", unreachable)
+        with pytest.raises(OSError, match="unreachable"):  # what would have ended the run
+            socket.create_connection(("localhost", 9))
+    assert (finished[1] / "report.html").exists()
 
 
 def test_the_report_holds_what_the_schema_names(finished):

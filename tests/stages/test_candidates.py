@@ -39,7 +39,7 @@ def settings(**changes):
 
 def rank(assistant, rows, judge, *, noise, seed, config):
     """As the stage ranks one split: (rankings, tokens drawn)."""
-    answers, drawn = draw(assistant, rows, seed=seed, config=config)
+    answers, drawn = draw(assistant, rows, config.samples_per_prompt, seed=seed, temperature=config.temperature)
     scores = graded(rows, answers, judge)
     return order(rows, answers, scores, noise=noise, seed=seed, config=config, choice=config.choice), drawn
 
@@ -144,8 +144,8 @@ def candidates(tmp_path, monkeypatch):
     def run(records, **data):
         path = tiny_stages.jsonl(tmp_path / "prompts.jsonl", records)
         config = default_config("candidates")
-        config.update(dict(init_from=tiny_stages.trained("sft"), judge="short", samples_per_prompt=3, max_new_tokens=6,
-                           batch_size=8, data=dict(train=[dict(path=str(path), shape="prompts")]) | data))
+        config.update(dict(init_from=tiny_stages.trained("sft"), judge="short", samples_per_prompt=3, dev_samples_per_prompt=5,
+                           max_new_tokens=6, batch_size=8, data=dict(train=[dict(path=str(path), shape="prompts")]) | data))
         return train_stage(config, tmp_path / "run")
 
     return run
@@ -168,8 +168,11 @@ def test_prompts_of_ones_own_without_gold_or_dev_data_are_ranked_and_bad_ones_sk
 
 
 def test_dev_answers_are_chosen_in_two_ways_and_judged_once(candidates, tmp_path, monkeypatch):
-    judged = []
+    judged, copies = [], []
+    monkeypatch.setattr(stage, "draw", lambda assistant, rows, count, **how: (
+        copies.append(count) or draw(assistant, rows, count, **how)))
     monkeypatch.setattr(stage, "graded", lambda rows, answers, judge: judged.append(len(rows)) or graded(rows, answers, judge))
     dev = tiny_stages.jsonl(tmp_path / "dev.jsonl", [{"prompt": "3+1?"}])
     done = candidates([{"prompt": "1+1?"}, {"prompt": "2+1?"}], dev=[dict(path=str(dev), shape="prompts")])
-    assert judged == [2, 1] and {"train_rankings", "dev_rankings", "blind_rankings"} <= set(done["after"])
+    assert judged == [2, 1] and copies == [3, 5]
+    assert {"train_rankings", "dev_rankings", "blind_rankings"} <= set(done["after"])

@@ -118,8 +118,14 @@ class Prompts:
         return self._distinct(rows, count)
 
     def explanation(self, count: int) -> list[dict]:
+        def forms(_):
+            if not self.unseen:
+                return self._forms(EXPLAIN, ())
+            # There are few lands to describe, so evaluation asks about each in every way.
+            return [(form, "seen") for form in EXPLAIN] + [(form, "unseen") for form in UNSEEN_EXPLAIN]
+
         rows = []
-        for land, form, phrasing in self._rounds(self.described, lambda item: self._forms(EXPLAIN, UNSEEN_EXPLAIN)):
+        for land, form, phrasing in self._rounds(self.described, forms):
             answer = explanation(self.rng, land.name, land.facts)
             rows.append(row("explanation", chat(fill(form, land.name)), answer, land.name, phrasing, facts=land.facts))
         return self._distinct(rows, count)
