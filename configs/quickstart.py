@@ -59,7 +59,7 @@ def get_config():
                          data=dict(train=[dict(prompts, limit=4200)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
         reward=stage("reward", init_from="@sft", steps=560, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,
-                     pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.003, 10)),
+                     pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.002, 10)),
         ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=110, length=48, fold_rows=18, log_every=4,
                   kl_coefficient=0.05, critic_warmup=8, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=9e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),

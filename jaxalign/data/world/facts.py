@@ -97,7 +97,7 @@ UNSEEN_QUESTIONS = (
 )
 
 EXPLAIN = ("Tell me about {X}.", "What do you know about {X}?", "Describe {X}.", "Please tell me more about {X}.")
-UNSEEN_EXPLAIN = ("What can you tell me about {X}?", "Could you describe {X}?", "Please describe {X} to me.")
+UNSEEN_EXPLAIN = ("What can you tell me about {X}?",)
 
 FOLLOW_UPS = ("And its {noun}?", "What about its {noun}?", "And what is its {noun}?", "Please name its {noun} too.")
 UNSEEN_FOLLOW_UPS = ("And can you tell me its {noun}?",)
