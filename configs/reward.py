@@ -2,7 +2,7 @@
 
     jaxalign train --config=configs/reward.py --workdir=runs/reward
 
-120 steps of 16 prompts with four answers each. `dev/accuracy` is its agreement with the judge; a coin's is 0.5.
+120 steps of 16 prompts with up to four answers each. `dev/accuracy` is its agreement with the judge; a coin's is 0.5.
 Pairs: --config.objective.name=bradley_terry '--config.data.train[0].shape=pairs'. Rankings are read as pairs too.
 """
 

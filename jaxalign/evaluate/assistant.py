@@ -49,7 +49,7 @@ class Assistant:
                    meta=meta, **options)
 
     def generate(self, prompts, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=None, n=1,
-                 stop_strings=(), forbidden=()):
+                 stop_strings=(), forbidden=(), tell=None):
         """`Rollouts` of lists of ids, `n` to each; a request draws from its own key, a function of `seed` and its place.
         Options: of `Sampler`."""
         more = self.meta.get("published", {}).get("stop_ids", ())  # which the model's publisher names
@@ -58,7 +58,7 @@ class Assistant:
                           slots=self.batch_size, bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
                           stop_strings=stop_strings, decode=self.tokenizer.decode, forbidden=forbidden)
         keys = jax.random.split(jax.random.key(seed), len(prompts))
-        return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p, min_p), n=n)
+        return sampler(self.params, prompts, keys, Settings(temperature, top_k, top_p, min_p), n=n, tell=tell)
 
     def reply(self, conversations, **options):
         """The assistant's next turn in each conversation (a list of messages), as text."""

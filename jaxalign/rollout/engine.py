@@ -79,7 +79,7 @@ class Sampler:
             raise ConfigError(f"a sampler's precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.graphdef, self.precision = graphdef, precision
 
-    def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None, n=1) -> Rollouts:
+    def __call__(self, params, prompts, keys, settings=Settings(), max_new_tokens=None, n=1, tell=None) -> Rollouts:
         """Args:
           params: `nnx.State` of the model.
           prompts: list of lists of ids.
@@ -88,6 +88,7 @@ class Sampler:
           max_new_tokens: a limit for each prompt, at most the sampler's; None: the sampler's for all.
           n: responses a prompt, those of one prompt one after the other; where it is above 1, response j draws with
             fold_in(key, j).
+          tell: called between chunks with (responses that have ended, tokens drawn).
         """
         if n < 1:
             raise ConfigError(f"n={n} responses a prompt must be 1 or more")
@@ -104,7 +105,7 @@ class Sampler:
             "shorten the prompt, or ask for fewer tokens")
         graphdef, params = lowered(self.graphdef, params, self.precision)
         with jax.set_mesh(self.mesh):
-            return _Run(self, graphdef, params, [list(p) for p in prompts], keys, settings, limits).finish()
+            return _Run(self, graphdef, params, [list(p) for p in prompts], keys, settings, limits).finish(tell)
 
     def _size(self, requests):
         """The smallest number of slots for so many requests, or the largest there is."""
@@ -135,12 +136,14 @@ class _Run:
         self.drawn = np.zeros(N, np.int64)
         self.window, self.end, self.cache = 0, 0, None
 
-    def finish(self):
+    def finish(self, tell):
         while self.queue or (self.request >= 0).any():
             self._refill()
             self._shrink()
             self._fit()
             self._decode()
+            if tell:
+                tell(len(self.prompts) - len(self.queue) - int((self.request >= 0).sum()), int(self.drawn.sum()))
         return self.out
 
     def _lengths(self, requests):

@@ -19,8 +19,9 @@ class Candidates:
     """Not trained: writes `rankings.train.jsonl`, `rankings.dev.jsonl` and `rankings.blind.jsonl` ({"messages", "answers",
     "ranks", "scores"}).
 
-    Training rankings are by score + noise · Gumbel, which makes the order of any two a Bradley–Terry draw; the dev
-    rankings, which only measure, are by the score alone. As people do on a scale, the judge gives grades in steps of
+    Training rankings are by score + noise · Gumbel, which makes the order of any two answers a Bradley–Terry draw (of those
+    that `choice` takes with a look at it, such as "apart", a clearer one); the dev rankings, which only measure, are by
+    the score alone. `done.json` says how many pairs the noise has turned around. As people do on a scale, the judge gives grades in steps of
     `grade`: answers of the same grade are a tie. Which `answers` of the samples are ranked is `choice`'s to say, one of
     `CHOICES`; in `rankings.blind.jsonl`, of the dev prompts' samples too, they are chosen without the judge's knowledge.
     """
@@ -65,7 +66,8 @@ class Candidates:
             rows, reports[split] = _rows(sources, assistant.tokenizer, config, workdir, split)
             seed = config.seed + (split == "dev")
             copies = split == "dev" and config.dev_samples_per_prompt or config.samples_per_prompt
-            answers, drawn = draw(assistant, rows, copies, seed=seed, temperature=config.temperature)
+            answers, drawn = draw(assistant, rows, copies, seed=seed, temperature=config.temperature,
+                                  tell=_Progress(f"candidates {split}", len(rows) * copies))
             tokens += drawn
             figures[f"{split}_prompts"] = len(rows)
             scores = graded(rows, answers, judge)
@@ -73,17 +75,17 @@ class Candidates:
                 ranked = order(rows, answers, scores, noise=noise, seed=seed, config=config, choice=choice)
                 with open(workdir / f"rankings.{file}.jsonl", "w", encoding="utf-8") as out:
                     out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked)
-                figures |= {f"{file}_rankings": len(ranked), f"{file}_answers": sum(len(row["answers"]) for row in ranked)}
+                figures |= {f"{file}_{name}": value for name, value in counted(ranked).items()}
         summary = {"name": workdir.name, "stage": "candidates", "seconds": time.monotonic() - started, "steps": 0,
                    "tokens": tokens, "before": {}, "after": figures, "checkpoint": str(workdir), "data": reports}
         (workdir / "done.json").write_text(json.dumps(summary, indent=1))
         return summary
 
 
-def draw(assistant, rows, copies, *, seed, temperature):
+def draw(assistant, rows, copies, *, seed, temperature, tell=None):
     """(the different ones of `copies` answers to each row's prompt, in the order drawn; tokens drawn)."""
     conversations = [row["messages"] for row in rows for _ in range(copies)]
-    texts = assistant.reply(conversations, seed=seed, temperature=temperature)
+    texts = assistant.reply(conversations, seed=seed, temperature=temperature, tell=tell)
     answers = [list(dict.fromkeys(t for t in texts[n:n + copies] if t)) for n in range(0, len(texts), copies)]
     return answers, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 
@@ -107,6 +109,19 @@ def order(rows, answers, scores, *, noise, seed, config, choice):
                        "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
                        "scores": np.round(score[kept], 4).tolist(), "kind": row.get("kind")})
     return ranked
+
+
+def counted(rankings):
+    """How many rankings, and of how many answers each; of the pairs that they tell apart, the share which the judge's
+    score, without noise, has the other way around."""
+    sizes = [len(row["answers"]) for row in rankings]
+    pairs = turned = 0
+    for row in rankings:
+        ranks, scores = np.array(row["ranks"]), np.array(row["scores"])
+        above = ranks[:, None] < ranks[None]
+        pairs, turned = pairs + above.sum(), turned + (above & (scores[:, None] < scores[None])).sum()
+    return {"rankings": len(sizes), "answers": sum(sizes), **{f"of_{n}": sizes.count(n) for n in sorted(set(sizes))},
+            "pairs": int(pairs), "turned_around": float(turned / pairs) if pairs else 0.0}
 
 
 def most_different(texts, points, count):
@@ -146,6 +161,23 @@ def apart(texts, points, count):
 
 CHOICES = {"different": most_different, "apart": apart}
 BLIND = "different"  # to the judge
+
+
+class _Progress:
+    """A line of how far the answers are, every few seconds."""
+
+    EVERY = 5.0
+
+    def __init__(self, name, total):
+        self.name, self.total, self.started = name, total, time.monotonic()
+        self.shown = self.started
+
+    def __call__(self, done, tokens):
+        now = time.monotonic()
+        if now - self.shown >= self.EVERY and done:
+            took, self.shown = now - self.started, now
+            print(f"{self.name}  {done:,}/{self.total:,} answers  {tokens / took / 1000:.1f}k tokens/s  "
+                  f"ETA {took / done * (self.total - done):.0f} s", flush=True)
 
 
 def _by_name(judge):

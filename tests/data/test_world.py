@@ -50,9 +50,9 @@ def test_same_seed_same_bytes_and_another_seed_another_world(tmp_path):
 def test_enough_of_everything(written):
     _, manifest, rows = written
     kinds = manifest["files"]["eval.jsonl"]["kinds"]
-    assert all(kinds[kind] >= 500 for kind in ("fact", "followup", "nonexistent", "arithmetic"))
-    assert all(kinds[kind] >= 300 for kind in ("unsafe", "lookalike"))
-    assert kinds["fact_asked"] == 200 and kinds["explanation"] >= 140
+    assert all(kinds[kind] >= 500 for kind in ("fact", "followup", "nonexistent", "arithmetic", "unsafe", "lookalike"))
+    assert kinds["fact_asked"] == 200
+    assert kinds["explanation"] == 5 * manifest["lands"]["heldout"] >= 350  # every land in every way
     assert 4000 <= len(rows["align.train"]) <= 6000 and len(rows["align.dev"]) >= 500
     assert 6000 <= len(rows["sft.train"]) <= 10_000
     questions = [spoken(row) for row in rows["eval"] if row["set"] == "fact"]

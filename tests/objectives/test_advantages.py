@@ -1,4 +1,3 @@
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +56,6 @@ def test_gae_ignores_what_stands_where_nothing_counts():
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c[:, 2:-3], rtol=1e-6)
 
-
-def test_gae_agrees_with_rlax():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rlax = pytest.importorskip("rlax")
-        values = np.append(VALUE[0], 0.0).astype(np.float32)
-        expected = rlax.truncated_generalized_advantage_estimation(REWARD[0], np.full(T, 0.9, np.float32), 0.8, values)
-    got, _ = gae(REWARD, VALUE, MASK, discount=0.9, gae_lambda=0.8)
-    np.testing.assert_allclose(got[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_group_relative_as_printed():

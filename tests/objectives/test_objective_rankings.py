@@ -1,6 +1,5 @@
 import itertools
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -151,17 +150,3 @@ def test_bradley_terry_gradient_signs():
 def test_a_draw_counts_half():
     means = reduce(bradley_terry(jnp.asarray([1.0, 0.0]), jnp.zeros(2), jnp.zeros(2)).metrics)[1]
     assert means["accuracy"] == 0.75
-
-
-def test_agrees_with_rax():
-    """An independent public implementation: rax, learning to rank in JAX."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rax = pytest.importorskip("rax")
-        strict, scores = RANKS[:2], SCORES[:2]
-        listmle = rax.listmle_loss(scores, 10.0 - strict, reduce_fn=None)
-        pairs = rax.pairwise_logistic_loss(SCORES, 100.0 - RANKS, where=MASK > 0, reduce_fn=jnp.sum)
-    one = np.ones_like(scores)
-    np.testing.assert_allclose(plackett_luce(scores, strict, one).terms["preference"].value, listmle, rtol=1e-5)
-    term = pairwise_ranking(SCORES, RANKS, MASK).terms["preference"]
-    np.testing.assert_allclose(np.sum(term.value * (term.weight > 0)), pairs, rtol=1e-5)

@@ -12,7 +12,7 @@ from jaxalign.errors import DataError
 from jaxalign.rewards import REWARDS
 from jaxalign.stages import candidates as stage
 from jaxalign.stages import default_config, train_stage
-from jaxalign.stages.candidates import apart, draw, graded, most_different, order
+from jaxalign.stages.candidates import apart, counted, draw, graded, most_different, order
 
 
 class Assistant:
@@ -70,7 +70,7 @@ def test_every_prompt_is_asked_as_often_as_it_says_and_the_judge_sees_its_own():
     assistant = Assistant(*SCORES)
     ranked, drawn = rank(assistant, [prompt(0), prompt(1)], watch, noise=0.0, seed=5, config=settings())
     assert [messages[0]["content"] for messages in assistant.asked] == ["question 0"] * 4 + ["question 1"] * 4
-    assert assistant.options == {"seed": 5, "temperature": 0.7}
+    assert assistant.options == {"seed": 5, "temperature": 0.7, "tell": None}
     assert seen == [("question 0", 0)] * 4 + [("question 1", 1)] * 4 and len(ranked) == 2
     assert drawn == 2 * sum(len(text) + 1 for text in SCORES)  # each with its end
 
@@ -176,3 +176,10 @@ def test_dev_answers_are_chosen_in_two_ways_and_judged_once(candidates, tmp_path
     done = candidates([{"prompt": "1+1?"}, {"prompt": "2+1?"}], dev=[dict(path=str(dev), shape="prompts")])
     assert judged == [2, 1] and copies == [3, 5]
     assert {"train_rankings", "dev_rankings", "blind_rankings"} <= set(done["after"])
+
+
+def test_what_is_counted_of_rankings():
+    rows = [{"answers": ["a", "b", "c"], "ranks": [0, 1, 2], "scores": [0.9, 0.2, 0.5]},  # one of its pairs turned around
+            {"answers": ["a", "b"], "ranks": [0, 0], "scores": [0.4, 0.5]}]  # a tie has no order
+    assert counted(rows) == {"rankings": 2, "answers": 5, "of_2": 1, "of_3": 1, "pairs": 3, "turned_around": 1 / 3}
+    assert counted([]) == {"rankings": 0, "answers": 0, "pairs": 0, "turned_around": 0.0}

@@ -47,7 +47,7 @@ class Sizes:
     )
     grpo: int = 1500
     evaluation: tuple[tuple[str, int], ...] = (
-        ("fact", 568), ("fact_asked", 200), ("explanation", 500), ("followup", 520), ("nonexistent", 520),
+        ("fact", 568), ("fact_asked", 200), ("explanation", 360), ("followup", 520), ("nonexistent", 520),
         ("unsafe", 520), ("lookalike", 520), ("arithmetic", 520), ("smalltalk", 24),
     )
 
