@@ -33,12 +33,12 @@ def get_config():
     # normalised queries and keys, and rotations made for a hundred positions.
     model = dict(unroll=4, tied_embeddings=False, embed_scale=128**0.5, qk_norm=True, rope_theta=100.0)
     pretrain = stage(
-        "pretrain", tokenizer="@tokenizer/tokenizer.model", steps=1500, batch_size=8, log_every=50, eval_batches=0,
+        "pretrain", tokenizer="@tokenizer/tokenizer.model", steps=1500, batch_size=8, log_every=50,
         model=model, optimizer=muon(0.01, 20), objective=dict(z_loss=1e-4),
         data=dict(train=[jsonl(world["train"].format(text), "text")], dev=[jsonl(world["dev"].format(text), "text")]))
     # A fifth of the text goes on being read, so that what was learned from it stays.
     sft_settings = dict(
-        tokenizer="@tokenizer/tokenizer.model", steps=300, batch_size=8, log_every=25, eval_batches=0, model=model,
+        tokenizer="@tokenizer/tokenizer.model", steps=300, batch_size=8, log_every=25, model=model,
         optimizer=muon(0.003, 10),
         data=dict(train=[jsonl(world["train"].format(talk), "messages", share=0.8),
                          jsonl(world["train"].format(text), "text", share=0.2)],
@@ -58,14 +58,14 @@ def get_config():
                          temperature=0.7, noise=0.05, choice="apart",
                          data=dict(train=[dict(prompts, limit=4200)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
-        reward=stage("reward", init_from="@sft", steps=560, batch_size=8, length=64, fold_rows=9, log_every=25, eval_batches=0, data=rankings,
+        reward=stage("reward", init_from="@sft", steps=560, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,
                      pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.002, 10)),
         ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=110, length=48, fold_rows=18, log_every=4,
                   kl_coefficient=0.05, critic_warmup=8, model=model, data=dict(train=[prompts]),
                   optimizer=dict(peak_lr=9e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
-        dpo=stage("dpo", init_from="@sft", steps=240, batch_size=16, length=64, fold_rows=11, log_every=25, eval_batches=0, data=rankings,
+        dpo=stage("dpo", init_from="@sft", steps=240, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
                   objective=dict(beta=0.5, nll_coefficient=2.0), model=model,
                   optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A third of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
