@@ -35,6 +35,8 @@ def pipeline_config(**stages) -> ConfigDict:
 def run_pipeline(config, workdir):
     """Runs the chain; returns the report, written to `workdir/report.json` and `report.html`.
 
+    The report's `wall_seconds` are its stages' own, also of those that an earlier call made: no imports, no page.
+
     Args:
       config: of `pipeline_config`. `config.chain` may be shortened to run its first part only.
       workdir: every stage gets a folder in it.
