@@ -70,10 +70,10 @@ def get_config():
                            batch_size=8, length=256, log_every=20, eval_batches=0, data=pairs),
         reward=stage("reward", 2e-4, init_from="@reward_pairs", steps=100, batch_size=4, length=448, max_answers=4,
                      log_every=10, eval_batches=0, data=ranked),
-        dpo=stage("dpo", 1e-4, init_from="@sft", steps=200, batch_size=8, length=256, log_every=20, eval_batches=0,
+        dpo=stage("dpo", 1e-4, init_from="@sft", steps=100, batch_size=8, length=256, log_every=10, eval_batches=0,
                   data=pairs),
-        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=60, batch_size=64, length=96,
+        ppo=stage("ppo", 1e-4, init_from="@sft", reward_model="@reward_pairs", steps=40, batch_size=64, length=96,
                   max_new_tokens=64, kl_coefficient=0.1, critic_warmup=8, log_every=4, data=asked),
-        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=100, length=48, max_new_tokens=16, log_every=5,
+        grpo=stage("grpo", 3e-4, init_from="@ppo", steps=80, length=48, max_new_tokens=16, log_every=5,
                    rewards=[dict(name="numeric", weight=1.0)], reward_kinds=["chain_sum"], data=sums),
     )
