@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/first_light.py --workdir=runs/first_light
 
-About half an hour on two CPU cores. Needs the sets under $JAXALIGN_SHARED_DATA (else ../shared/data beside the
+About 50 minutes of processor time. Needs the sets under $JAXALIGN_SHARED_DATA (else ../shared/data beside the
 repository) and the extra `reasoning`. Figures, whatever they are: experiments/first_light/README.md.
 """
 
