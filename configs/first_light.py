@@ -49,7 +49,7 @@ def get_config():
                 dev=[dict(s, **dev) for s in talk], on_bad_row="skip")
     pairs = dict(train=[source("preference/hh_harmless.train.jsonl.gz", "pairs")],
                  dev=[source("preference/hh_harmless.dev.jsonl.gz", "pairs")], on_bad_row="skip", truncate="left")
-    # The second, whose answers are judged by passages that are too long to show, so that something can be measured.
+    # The first has few rankings; the second (without the passages it was judged by, which are too long) gives enough to measure.
     ranked = [source("preference/oasst_trees.jsonl", "oasst_trees", holdout=0.4),
               source("preference/finegrained_qa_feedback.json", "finegrained_qa", fields=dict(passages=None), holdout=0.3)]
     ranked = dict(train=[dict(s, split="train", share=0.5) for s in ranked], dev=[dict(s, split="dev") for s in ranked],

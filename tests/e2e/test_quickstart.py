@@ -56,7 +56,11 @@ def finished(tmp_path_factory):
         return run_pipeline(quickstart(), workdir), workdir
 
 
+ASKED = []  # what was to be reached
+
+
 def unreachable(*address):
+    ASKED.append(address)
     raise OSError(101, f"Network is unreachable: {address}")
 
 
@@ -72,12 +76,8 @@ def test_every_stage_runs_and_hands_over(finished):
     assert [step["stage"] for step in meta["lineage"]] == ["pretrain", "sft", "ppo", "grpo"]
 
 
-def test_it_ran_without_a_network(finished):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "getaddrinfo", unreachable)
-        with pytest.raises(OSError, match="unreachable"):  # what would have ended the run
-            socket.create_connection(("localhost", 9))
-    assert (finished[1] / "report.html").exists()
+def test_no_network_is_asked_for(finished):
+    assert not ASKED
 
 
 def test_the_report_holds_what_the_schema_names(finished):

@@ -1,4 +1,3 @@
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +54,6 @@ def test_gae_ignores_what_stands_where_nothing_counts():
     for a, b, c in zip(clean, dirty, longer):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c[:, 2:-3], rtol=1e-6)
-
 
 
 def test_group_relative_as_printed():
