@@ -21,9 +21,9 @@ class Candidates:
 
     Training rankings are by score + noise · Gumbel, which makes the order of any two answers a Bradley–Terry draw (of those
     that `choice` takes with a look at it, such as "apart", a clearer one); the dev rankings, which only measure, are by
-    the score alone. `done.json` says how many pairs the noise has turned around. As people do on a scale, the judge gives grades in steps of
-    `grade`: answers of the same grade are a tie. Which `answers` of the samples are ranked is `choice`'s to say, one of
-    `CHOICES`; in `rankings.blind.jsonl`, of the dev prompts' samples too, they are chosen without the judge's knowledge.
+    the score alone. `done.json` says how many pairs the noise has turned around. As people do on a scale, the judge gives
+    grades in steps of `grade`: answers of the same grade are a tie. Which `answers` of the samples are ranked is `choice`'s
+    to say, one of `CHOICES`; in `rankings.blind.jsonl`, of the dev prompts' samples too, they are chosen without the judge's knowledge.
     """
 
     name = "candidates"

@@ -96,6 +96,12 @@ def test_n_responses_a_prompt_stand_together_and_draw_from_keys_of_their_own():
         sampler()(params, PROMPTS[:2], keys, n=0)
 
 
+def test_it_tells_how_far_it_is():
+    told = []
+    out = sampler()(split()[1], PROMPTS, KEYS, tell=lambda *far: told.append(far))
+    assert told == sorted(told) and len(told) > 1 and told[-1] == (len(PROMPTS), out.mask.sum())
+
+
 def test_a_handful_of_programs_serves_whatever_is_asked():
     rng = np.random.default_rng(0)
     made = Sampler(split()[0], stop_ids=(STOP,), max_new_tokens=50, slots=32, chunk=7)
