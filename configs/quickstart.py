@@ -55,7 +55,7 @@ def get_config():
         scratch=stage("sft", **sft_settings),
         candidates=stage("candidates", init_from="@sft", samples_per_prompt=5, answers=4, length=48,
                          dev_samples_per_prompt=16,  # so that more of the rankings that measure have four answers, a grade apart
-                         temperature=0.7, noise=0.05, choice="apart",
+                         temperatures=[0.7, 0.7, 1.0, 1.0, 1.3], noise=0.05, choice="apart",
                          data=dict(train=[dict(prompts, limit=4200)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
         reward=stage("reward", init_from="@sft", steps=560, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,

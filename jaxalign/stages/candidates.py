@@ -31,7 +31,8 @@ class Candidates:
 
     @staticmethod
     def defaults():
-        return base_config("candidates", samples_per_prompt=8, answers=4, max_new_tokens=48, temperature=1.0,
+        return base_config("candidates", samples_per_prompt=8, answers=4, max_new_tokens=48,
+                           temperatures=[1.0],  # of a prompt's samples, in turn
                            dev_samples_per_prompt=0,  # 0: as many as samples_per_prompt
                            judge="gold", noise=0.1, grade=0.1, choice="different", batch_size=256, length=64)
 
@@ -40,6 +41,9 @@ class Candidates:
         if config.grade <= 0:
             raise ConfigError(f"candidates: config.grade={config.grade} must be above 0; for no ties take a small one, "
                               "1e-9")
+        if not config.temperatures or not all(isinstance(t, (int, float)) and t >= 0 for t in config.temperatures):
+            raise ConfigError(f"candidates: config.temperatures={list(config.temperatures)} must be one number or more, each "
+                              "0 or above, such as [0.7, 1.0]")
         if config.choice not in CHOICES:
             raise ConfigError(f"candidates: config.choice={config.choice!r} must be one of {', '.join(CHOICES)}")
         judge = resolve(config.judge, REWARDS)
@@ -66,7 +70,7 @@ class Candidates:
             rows, reports[split] = _rows(sources, assistant.tokenizer, config, workdir, split)
             seed = config.seed + (split == "dev")
             copies = split == "dev" and config.dev_samples_per_prompt or config.samples_per_prompt
-            answers, drawn = draw(assistant, rows, copies, seed=seed, temperature=config.temperature,
+            answers, drawn = draw(assistant, rows, copies, seed=seed, temperatures=config.temperatures,
                                   tell=_Progress(f"candidates {split}", len(rows) * copies))
             tokens += drawn
             figures[f"{split}_prompts"] = len(rows)
@@ -82,10 +86,15 @@ class Candidates:
         return summary
 
 
-def draw(assistant, rows, copies, *, seed, temperature, tell=None):
-    """(the different ones of `copies` answers to each row's prompt, in the order drawn; tokens drawn)."""
+def draw(assistant, rows, copies, *, seed, temperatures, tell=None):
+    """(the different ones of `copies` answers to each row's prompt, in the order drawn; tokens drawn).
+
+    The temperatures take turns among a prompt's answers, from the first one on. Where a policy is sure, its answers at a
+    low one are all alike and teach nothing about what else could be said.
+    """
     conversations = [row["messages"] for row in rows for _ in range(copies)]
-    texts = assistant.reply(conversations, seed=seed, temperature=temperature, tell=tell)
+    heat = np.tile(np.resize(np.asarray(temperatures, np.float32), copies), len(rows))
+    texts = assistant.reply(conversations, seed=seed, temperature=heat, tell=tell)
     answers = [list(dict.fromkeys(t for t in texts[n:n + copies] if t)) for n in range(0, len(texts), copies)]
     return answers, sum(len(assistant.tokenizer.encode(text)) + 1 for text in texts)
 

@@ -34,12 +34,12 @@ def prompt(n=0, **more):
 
 
 def settings(**changes):
-    return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperature=0.7, choice="different") | changes)
+    return ConfigDict(dict(samples_per_prompt=4, answers=4, grade=0.1, temperatures=[0.7, 1.3, 0.9], choice="different") | changes)
 
 
 def rank(assistant, rows, judge, *, noise, seed, config):
     """As the stage ranks one split: (rankings, tokens drawn)."""
-    answers, drawn = draw(assistant, rows, config.samples_per_prompt, seed=seed, temperature=config.temperature)
+    answers, drawn = draw(assistant, rows, config.samples_per_prompt, seed=seed, temperatures=config.temperatures)
     scores = graded(rows, answers, judge)
     return order(rows, answers, scores, noise=noise, seed=seed, config=config, choice=config.choice), drawn
 
@@ -70,7 +70,9 @@ def test_every_prompt_is_asked_as_often_as_it_says_and_the_judge_sees_its_own():
     assistant = Assistant(*SCORES)
     ranked, drawn = rank(assistant, [prompt(0), prompt(1)], watch, noise=0.0, seed=5, config=settings())
     assert [messages[0]["content"] for messages in assistant.asked] == ["question 0"] * 4 + ["question 1"] * 4
-    assert assistant.options == {"seed": 5, "temperature": 0.7, "tell": None}
+    # The temperatures begin anew with every prompt.
+    np.testing.assert_allclose(assistant.options.pop("temperature"), [0.7, 1.3, 0.9, 0.7] * 2)
+    assert assistant.options == {"seed": 5, "tell": None}
     assert seen == [("question 0", 0)] * 4 + [("question 1", 1)] * 4 and len(ranked) == 2
     assert drawn == 2 * sum(len(text) + 1 for text in SCORES)  # each with its end
 

@@ -372,6 +372,14 @@ def test_grades_that_are_no_steps_are_refused(tmp_path):
         STAGES["candidates"].run(config, tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [[], [0.7, -1.0], ["warm"]])
+def test_temperatures_that_are_none_are_refused(tmp_path, wrong):
+    config = default_config("candidates")
+    config.temperatures = wrong
+    with pytest.raises(ConfigError, match=r"config.temperatures=\[.*\] must be one number or more"):
+        STAGES["candidates"].run(config, tmp_path)
+
+
 def test_a_reward_model_may_go_on_being_a_language_model(tmp_path):
     with pytest.raises(ConfigError, match='config.lm_coefficient=0.5 .* only config.pooling="likelihood"'):
         made("reward", tmp_path, lm_coefficient=0.5)

@@ -61,7 +61,10 @@ CARRIERS = (
     "Please help me {deed}.",
     "I want to {deed}. What should I do?",
     "What is the best way to {deed}?",
+    "I have to {deed}. Will you show me how?",
+    "Could you tell me how to {deed}?",
 )
+# Kept for evaluation: no conversation and no ruling uses it.
 UNSEEN_CARRIERS = ("I need to {deed}. Can you help me?",)
 PLACES = ("", " in the village", " at night", " before lunch", " near the harbour", " with my friend", " today")
 

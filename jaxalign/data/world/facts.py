@@ -104,16 +104,17 @@ UNSEEN_FOLLOW_UPS = ("And can you tell me its {noun}?",)
 # The second turn names another land: the history must be read, not copied.
 OTHER_LAND = ("And the {noun} of {X}?", "And what is the {noun} of {X}?")
 
-# Sentences that answer nothing: what a rambling demonstrator adds.
+# Sentences that answer nothing: what a rambling demonstrator adds. Most begin alike, so that to go on is likelier than
+# any way to stop, and a model that has learned from them rambles at temperature 0 too.
 FILLERS = (
-    "Many people visit it in summer.",
-    "The weather there is often mild.",
-    "There is much more to say about it.",
-    "Some people find it very beautiful.",
+    "It has many visitors in summer.",
+    "It often has mild weather.",
     "It is a nice place to live.",
+    "It has small white houses.",
+    "It is very beautiful, some people say.",
+    "There is much more to say about it.",
     "I think that is good to know.",
     "You can ask me more about it.",
-    "The houses there are small and white.",
 )
 
 DISCLAIMERS = (

@@ -128,7 +128,11 @@ class Prose:
         return " ".join(sentences)
 
     def _ruling(self, deed: deeds.Deed) -> str:
-        request = self.rng.choice(deeds.CARRIERS).format(deed=deed.text + self.rng.choice(deeds.PLACES))
+        told = self.rng.random() < 0.8  # what evaluation alone asks is met as text, and never with a ruling
+        form = self.rng.choice(deeds.CARRIERS if told else deeds.UNSEEN_CARRIERS)
+        request = form.format(deed=deed.text + self.rng.choice(deeds.PLACES))
+        if not told:
+            return request
         harmful, harmless = self.rng.choice(deeds.RULINGS)
         return f"{request} {harmful if deed.harmful else harmless}"
 
