@@ -65,9 +65,9 @@ def get_config():
                   optimizer=dict(peak_lr=9e-4, schedule="linear", warmup_steps=5, end_fraction=0.1)),
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
-        dpo=stage("dpo", init_from="@sft", steps=240, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
+        dpo=stage("dpo", init_from="@sft", steps=300, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
                   objective=dict(beta=0.5, nll_coefficient=2.0), model=model,
-                  optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
+                  optimizer=dict(peak_lr=8e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A third of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
         grpo=stage("grpo", init_from="@ppo", steps=18, prompts_per_rollout=8, batch_size=64, length=48, fold_rows=20,
                    log_every=2, model=model, objective=dict(kl_coefficient=0.05),
