@@ -58,7 +58,7 @@ def get_config():
                          temperatures=[0.7, 0.7, 1.0, 1.0, 1.3], noise=0.05, choice="apart",
                          data=dict(train=[dict(prompts, limit=4200)],
                                    dev=[jsonl(world["dev"].format(asked), "prompts")])),
-        reward=stage("reward", init_from="@sft", steps=560, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,
+        reward=stage("reward", init_from="@sft", steps=520, batch_size=8, length=64, fold_rows=9, log_every=25, data=rankings,
                      pooling="likelihood", lm_coefficient=1.0, model=model, optimizer=muon(0.002, 10)),
         ppo=stage("ppo", init_from="@sft", reward_model="@reward", steps=110, length=48, fold_rows=18, log_every=4,
                   kl_coefficient=0.05, critic_warmup=8, model=model, data=dict(train=[prompts]),
@@ -66,8 +66,8 @@ def get_config():
         # Without the likelihood of the chosen answer, what is right of some prompts is said to all: nothing in an
         # offline pair of two good answers speaks against a refusal.
         dpo=stage("dpo", init_from="@sft", steps=300, batch_size=16, length=64, fold_rows=11, log_every=25, data=rankings,
-                  objective=dict(beta=0.5, nll_coefficient=2.0), model=model,
-                  optimizer=dict(peak_lr=8e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
+                  objective=dict(beta=0.5, nll_coefficient=1.0), model=model,
+                  optimizer=dict(peak_lr=6e-4, schedule="linear", warmup_steps=10, end_fraction=0.02)),
         # A third of the prompts ask for no sum and earn no reward: there the KL term keeps what was learned before.
         grpo=stage("grpo", init_from="@ppo", steps=18, prompts_per_rollout=8, batch_size=64, length=48, fold_rows=20,
                    log_every=2, model=model, objective=dict(kl_coefficient=0.05),

@@ -87,7 +87,7 @@ def _jsonl(path, documents):
 
 
 def _json(path, documents):
-    text = decode(path, None, _bytes(path))
+    text = _lenient(_bytes(path))
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -98,7 +98,7 @@ def _json(path, documents):
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
         raise DataError(path, None, "a JSON array of objects", type(value).__name__)
-    suspect = _surrogates(text)  # once: the text of all records is as long as they are many
+    suspect = _surrogates(text) or bool(_NOT_UTF8.search(text))  # once: the text is as long as the records are many
     for line, item in enumerate(value, 1):
         yield from _checked(path, line, item, suspect)
 
@@ -117,21 +117,28 @@ def _checked(path, line, value, suspect):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            got = f"half a character ({error.object[error.start]!r} without its other half)"
+            half = error.object[error.start]
+            got = f"half a character ({half!r} without its other half" + (
+                f", or the byte 0x{ord(half) - 0xdc00:02x}, which is no UTF-8)" if _NOT_UTF8.match(half) else ")")
     yield Record(path, line, value) if got is None else Record(path, line, error=DataError(
         path, line, "a JSON object", got, "mend the row, or on_bad_row='skip'"))
 
 
 def _csv(path, documents):
     csv.field_size_limit(2**31 - 1)  # whole documents may stand in a field
-    rows = csv.DictReader(io.StringIO(decode(path, None, _bytes(path)), newline=""))
+    rows = csv.DictReader(io.StringIO(_lenient(_bytes(path)), newline=""))
     line = 1
     try:
         names = rows.fieldnames or []
+        if found := _NOT_UTF8.search("".join(names)):
+            raise DataError(path, 1, "UTF-8 text", f"byte 0x{ord(found[0]) - 0xdc00:02x}", "convert the file")
         for row in rows:
             line, columns = line + 1, len(names) - sum(value is None for value in row.values()) + len(row.get(None, ()))
-            if columns == len(names):
+            if columns == len(names) and not _NOT_UTF8.search("".join(filter(None, row.values()))):
                 yield Record(path, line, row)
+            elif columns == len(names):
+                yield Record(path, line, error=DataError(path, line, "UTF-8 text", "other bytes",
+                                                         "convert the file, or on_bad_row='skip'"))
             else:
                 error = DataError(path, line, f"{len(names)} columns as in the first line", columns,
                                   "quote what holds a comma, or on_bad_row='skip'")
@@ -210,6 +217,7 @@ FORMATS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "ar
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet",
             ".array_record": "array_record", ".arrayrecord": "array_record", ".txt": "text", ".md": "text"}
 _COMPRESSED = (".gz", ".zst")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `_lenient` makes of a byte that is none
 _SURROGATE = r"\\u[dD][89a-fA-F]"
 
 
@@ -307,6 +315,11 @@ def decode(path, line, raw):
             line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(path, line, "UTF-8 text", f"byte 0x{raw[error.start]:02x} ({error.reason})",
                         "convert the file, or on_bad_row='skip'") from error
+
+
+def _lenient(raw):
+    """Bytes as text, those that are no UTF-8 as halves of characters: one such record is bad then, and not the file."""
+    return raw.decode("utf-8-sig", "surrogateescape")
 
 
 def _extra(module, path):

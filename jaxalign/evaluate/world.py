@@ -29,6 +29,15 @@ class Sheet:
         values = np.array([float(getattr(self.judgements[i], field)) for i in chosen])
         return Measure(values, [self.rows[i]["entity"] for i in chosen])
 
+    def by_phrasing(self, group, field):
+        """The mean of one field over one set's items, apart for phrasings of training and those kept for evaluation, as words."""
+        told = []
+        for phrasing, name in (("seen", "asked as in training"), ("unseen", "asked as nowhere in training's chats")):
+            values = [getattr(j, field) for row, j in zip(self.rows, self.judgements)
+                      if row["set"] == group and row["phrasing"] == phrasing]
+            told += [f"{name} {np.mean(values):.3f} (n {len(values)})"] if values else []
+        return ", ".join(told)
+
     def lengths(self, group):
         """(`Measure` of |length − gold| / gold, `Ratio` of length / gold) of one set's items, in words."""
         pairs = [(j.length_words, j.gold_length_words) for row, j in zip(self.rows, self.judgements)

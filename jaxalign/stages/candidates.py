@@ -116,7 +116,8 @@ def order(rows, answers, scores, *, noise, seed, config, choice):
             continue
         ranked.append({"messages": row["messages"], "answers": [texts[i] for i in kept],
                        "ranks": np.unique(-np.floor(points[kept] + 0.5), return_inverse=True)[1].tolist(),
-                       "scores": np.round(score[kept], 4).tolist(), "kind": row.get("kind")})
+                       "scores": np.round(score[kept], 4).tolist(), "kind": row.get("kind"),
+                       "entity": row.get("entity")})
     return ranked
 
 

@@ -117,11 +117,19 @@ def test_csv_rows_are_dicts(tmp_path):
     assert good.line == 2 and good.value["text"] == f"{long}\nend" and bad.line == 4 and "got 3" in str(bad.error)
 
 
+def test_a_row_of_a_csv_file_that_is_no_text_is_bad_alone(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n\xff,4\n5,6\n")
+    records = list(read(tmp_path / "a.csv"))
+    assert [record.value for record in records if not record.error] == [{"a": "1", "b": "2"}, {"a": "5", "b": "6"}]
+    assert "a.csv:3: expected UTF-8 text" in str(records[1].error)
+
+
 @pytest.mark.parametrize("name, content, line, expected", [
     ("a.jsonl", b'{"a": 1}\n{"a": 1\n{"a": 2}\n', 2, "JSON"),
     ("a.jsonl", b'{"a": 1}\n\n[1]\n{"a": 2}\n', 3, "JSON object, got list"),
     ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n{"a": 2}\n', 2, "UTF-8 text, got byte 0xff"),
     ("a.json", b'[{"a": 1}, 5, {"a": 2}]', 2, "JSON object, got int"),
+    ("a.json", b'[{"a": 1},\n{"a": "\xff"}, {"a": 2}]', 2, "the byte 0xff, which is no UTF-8"),
     ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d!"}\n{"a": 2}\n', 2, "half a character"),
     ("a.json", b'[{"a": 1}, {"a": "\\udE00"}, {"a": 2}]', 2, "half a character"),
 ])
@@ -138,7 +146,7 @@ def test_a_broken_record_is_named_and_the_others_are_read(tmp_path, name, conten
 @pytest.mark.parametrize("name, content, line", [
     ("a.json", b'[{"a": 1},\n {"a": ]', 2),
     ("a.json", b'"words"', None),
-    ("a.json", b'[\n"\xff"]', 2),
+    ("a.csv", b'a,\xff\n1,2\n', 1),
     ("a.jsonl.gz", b"not gzip", None),
     ("a.jsonl.gz", gzip.compress(LINES.encode() * 50)[:-20], None),
     ("a.jsonl.zst", b"not zstandard", None),

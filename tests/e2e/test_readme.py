@@ -51,8 +51,6 @@ TINY = {
     "import": [],
     "export": [],
 }
-# The README tells the world's recipes after those that read what they write.
-BEFORE = {"configs/world.py": 0, "configs/candidates.py": 4}
 
 
 def blocks(language):
@@ -67,13 +65,8 @@ def shell_lines():
 
 
 def jaxalign_commands():
-    """Every `jaxalign` command as a list of arguments, in an order in which they can be run."""
-    lines = [shlex.split(line) for line in shell_lines() if line.startswith("jaxalign ")]
-    early = [words for words in lines if _config(words) in BEFORE]
-    rest = [words for words in lines if _config(words) not in BEFORE]
-    for words in early:
-        rest.insert(BEFORE[_config(words)], words)
-    return [words[1:] for words in rest]
+    """Every `jaxalign` command as a list of arguments, in the README's order."""
+    return [shlex.split(line, comments=True)[1:] for line in shell_lines() if line.startswith("jaxalign ")]
 
 
 def tiny(arguments):
