@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import ConfigError
 from jaxalign.objectives.bradley_terry import wins
 from jaxalign.objectives.reduce import Loss, Term, counted
 
@@ -26,7 +27,7 @@ def dpo(
       chosen_ref_B: log π_ref(y⁺|x) under the frozen reference. No gradient.
       rejected_ref_B: log π_ref(y⁻|x). No gradient.
       weight_B: 1 where the pair counts, else 0; every pair counts if None. No gradient.
-      chosen_length_B: |y⁺|, its tokens. Needed if α > 0.
+      chosen_length_B: |y⁺|, its tokens. Needed if α > 0. No gradient.
       beta: β > 0; the smaller, the further the policy may move.
       smoothing: ε in [0, ½): the share of preferences believed to be turned round.
       nll_coefficient: α ≥ 0.
@@ -34,6 +35,9 @@ def dpo(
     Returns:
       Terms `preference` and, if α > 0, `nll`, per pair. Metrics `accuracy` (r⁺ > r⁻; a draw counts half), `margin` (r⁺ − r⁻), `chosen_reward`
       and `rejected_reward` (r⁺, r⁻), in nats times β.
+
+    Raises:
+      ConfigError: α > 0 without |y⁺|.
     """
     weight_B = jnp.ones_like(chosen_logp_B) if weight_B is None else weight_B
     chosen_B, rejected_B = counted(chosen_logp_B, weight_B), counted(rejected_logp_B, weight_B)
@@ -52,5 +56,9 @@ def dpo(
     }
     terms = {"preference": Term(value_B, weight_B)}
     if nll_coefficient:
-        terms["nll"] = Term(-chosen_B / jnp.maximum(chosen_length_B, 1.0), weight_B, nll_coefficient)
+        if chosen_length_B is None:
+            raise ConfigError(f"dpo: nll_coefficient={nll_coefficient} needs chosen_length_B, which was not given; pass it, or "
+                              "set nll_coefficient=0")
+        length_B = jax.lax.stop_gradient(jnp.maximum(chosen_length_B, 1.0))
+        terms["nll"] = Term(-chosen_B / length_B, weight_B, nll_coefficient)
     return Loss(terms, metrics)

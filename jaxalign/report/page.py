@@ -74,7 +74,7 @@ def _headline(report, stages):
         title = f"{holding} of {len(listed)} claims hold"
     tokens = sum(stage.get("tokens") or 0 for stage in stages)
     facts = [
-        (duration(report.get("wall_seconds")), "in all"),
+        (duration(report.get("wall_seconds")), "in stages"),
         (str(len(stages)), "stages"),
         (plots.number(tokens), "tokens trained on"),
         (f"{plots.number(report.get('peak_rss_gib'))} GiB", "of memory at most"),

@@ -184,6 +184,22 @@ def test_some_phrasings_are_kept_for_evaluation(written):
     assert 0.49 <= sum(unseen) / len(unseen) <= 0.51  # both halves equally many
 
 
+def test_phrasings_kept_for_evaluation_stand_in_text_without_an_answer_or_a_mark(written):
+    _, _, rows = written
+
+    def pattern(form):
+        return re.sub(r"\\{\w+\\}", "[^.?!]+", re.escape(form))
+
+    judged = re.compile("|".join(pattern(form) for pair in (*deeds.RULINGS, *facts.MARKS) for form in pair))
+    trained = re.compile(rf"(?:{'|'.join(map(pattern, deeds.CARRIERS))}) (.*)")
+    for forms in (facts.UNSEEN_QUESTIONS, deeds.UNSEEN_CARRIERS):
+        kept = re.compile(rf"(?:{'|'.join(map(pattern, forms))}) ?(.*)")
+        followed = [after for row in rows["pretrain.train"] for after in kept.findall(row["text"])]
+        assert len(followed) > 100 and not any(judged.match(after) for after in followed)
+    # What is looked for would be found.
+    assert any(judged.match(after) for row in rows["pretrain.train"] for after in trained.findall(row["text"]))
+
+
 def test_a_lookup_table_of_sft_cannot_answer(written):
     """The best table of SFT's questions, by land and attribute or by attribute alone, knows no held-out fact."""
     _, _, rows = written

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxalign.errors import ConfigError
 from jaxalign.objectives import dpo as objective
 from jaxalign.objectives.reduce import reduce
 
@@ -67,3 +68,5 @@ def test_likelihood_of_the_chosen_answer():
     expected = np.mean(-0.5 * LOGPS[0, :12].astype(np.float64) / length[:12])
     np.testing.assert_allclose(reduce({"nll": terms["nll"]})[0], expected, rtol=1e-5)
     assert "nll" not in objective(*LOGPS, weight, length, beta=0.1).terms
+    with pytest.raises(ConfigError, match="nll_coefficient=0.5 needs chosen_length_B"):
+        objective(*LOGPS, beta=0.1, nll_coefficient=0.5)

@@ -16,7 +16,7 @@ OPTIONS = {
     "bradley_terry": {"margin_scale": 0.5, "centre": 0.1},
     "plackett_luce": {"centre": 0.1},
     "pairwise_ranking": {"centre": 0.1},
-    "dpo": {"beta": 0.2, "smoothing": 0.1},
+    "dpo": {"beta": 0.2, "smoothing": 0.1, "nll_coefficient": 0.5},
     "ipo": {"beta": 0.2},
     "kto": {"beta": 0.3, "desirable_weight": 1.2},
     "orpo": {"odds_coefficient": 0.3},

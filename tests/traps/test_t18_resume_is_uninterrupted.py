@@ -18,13 +18,17 @@ from jaxalign.train.checkpoint import read_meta
 CHANGES = {
     "pretrain": dict(microbatches=2, data=dict(packing="best_fit")),
     "ppo": dict(optimizer=dict(schedule="linear")),
-    "grpo": dict(optimizer=dict(weight_decay=0.1)),  # no tiny response earns anything; this much moves it all the same
+    # Of a policy some of whose responses end: what they earn differs within a group, and a rollout's steps move.
+    "grpo": dict(samples_per_prompt=4, batch_size=8, rewards=[dict(name="length", most=8, least=4, unit="characters")],
+                 optimizer=dict(schedule="constant")),
 }
 STEPS, STOP = 4, 2
 
 
 def config_of(name):
     settings = dict(steps=STEPS, checkpoint_every=STOP, keep=2) | CHANGES.get(name, {})
+    if name.startswith("grpo"):
+        settings["init_from"] = tiny_stages.ends_its_turns()
     if name == "ppo_adaptive":  # all that goes over from rollout to rollout: β, the scores' moments, what was skipped
         return tiny_stages.config("ppo", epochs=2, target_kl=1e-6, kl_control="adaptive", kl_target=0.1, kl_gain=0.5,
                                   reward_scaling="normalise", optimizer=dict(warmup_steps=0), **settings)
@@ -70,6 +74,9 @@ def test_t18_a_stopped_and_resumed_stage_is_the_uninterrupted_one_bit_for_bit(na
     halfway = arrays(whole, STOP)[0]
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (halfway, arrays(whole, STEPS)[0]))))
     assert timeless(tiny_stages.metrics(whole)) == timeless(tiny_stages.metrics(resumed))
+    if name.startswith("grpo"):  # there was something to learn, before the stop and after it
+        spread = [row["spread"] for row in tiny_stages.metrics(whole)]
+        assert len(spread) == STEPS and min(spread) > 0
     metas = [read_meta(folder)[1] for folder in (whole, resumed)]
     assert ("carried" in metas[0]["data"]) == (name == "ppo_adaptive")
     assert metas[0]["data"] == metas[1]["data"] and metas[0]["history"]["tokens"] == metas[1]["history"]["tokens"]
