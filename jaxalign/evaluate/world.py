@@ -32,7 +32,7 @@ class Sheet:
     def by_phrasing(self, group, field):
         """The mean of one field over one set's items, apart for phrasings of training and those kept for evaluation, as words."""
         told = []
-        for phrasing, name in (("seen", "asked as in training"), ("unseen", "asked as nowhere in training's chats")):
+        for phrasing, name in (("seen", "asked as in training"), ("unseen", "in other words")):
             values = [getattr(j, field) for row, j in zip(self.rows, self.judgements)
                       if row["set"] == group and row["phrasing"] == phrasing]
             told += [f"{name} {np.mean(values):.3f} (n {len(values)})"] if values else []

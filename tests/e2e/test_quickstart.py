@@ -7,13 +7,16 @@ import socket
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxalign.data.chat import render
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.evaluate.world import read_rows
+from jaxalign.experience.rows import response_rows
 from jaxalign.pipeline import run_pipeline
-from jaxalign.stages.claims import _agreement
+from jaxalign.stages.claims import _agreement, _divergence
 from jaxalign.stages.reward import scores
 from jaxalign.train.checkpoint import read_meta
 from module_at import module_at
@@ -155,6 +158,20 @@ def test_answers_scored_in_packed_rows_score_as_in_rows_of_their_own(finished):
         above = [(a, b) for a, x in enumerate(ranks) for b, y in enumerate(ranks) if x < y]
         right = sum((got[a] > got[b]) + 0.5 * (got[a] == got[b]) for a, b in above)
         assert (each["right"], each["pairs"]) == (right, len(above))
+
+
+def test_the_divergence_is_that_of_rows_of_their_own(finished):
+    _, workdir = finished
+    policy, reference = (Assistant.load(workdir / name, max_new_tokens=12, batch_size=16) for name in ("dpo", "sft"))
+    config = ConfigDict(dict(world=str(workdir / "world"), limit=0, kl_prompts=20, max_new_tokens=12, seed=3))
+    got = _divergence(policy, reference, config)
+    prompts = [render(row["messages"], policy.tokenizer, add_generation_prompt=True)[0]
+               for row in read_rows(workdir / "world" / "align.dev.jsonl")[:20]]
+    drawn = policy.generate(prompts, seed=3, temperature=1.0)
+    batch = response_rows(prompts, drawn, max(map(len, prompts)) + 12, policy.tokenizer.pad_id)
+    alone = ((policy.logp(batch) - reference.logp(batch)) * batch["mask_BT"]).sum(1)
+    assert np.abs(alone).max() > 1e-3
+    np.testing.assert_allclose(got.values, alone, rtol=1e-3, atol=1e-5)
 
 
 def test_no_network_is_asked_for(finished):

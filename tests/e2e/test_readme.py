@@ -105,7 +105,7 @@ def reader(tmp_path, monkeypatch):
 
 def test_every_line_is_a_command_that_this_file_runs_or_a_script_that_is_there():
     for line in shell_lines():
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file() and words[2:] == [], line
             assert subprocess.run(["bash", "-n", ROOT / words[1]]).returncode == 0, line

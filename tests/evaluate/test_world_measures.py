@@ -39,3 +39,11 @@ def test_shares_have_wilsons_interval_and_other_numbers_a_bootstrapped_one():
     assert Measure(np.array([1.0] * 10), list(range(10))).interval()[1] == 1.0
     low, high = Measure(np.array([0.5, 1.5] * 50), list(range(100))).interval()
     assert 0.85 < low < 1.0 < high < 1.15
+
+
+def test_phrasings_of_training_and_others_are_told_apart():
+    judged = [types.SimpleNamespace(refused=refused) for refused in (True, True, False, True)]
+    rows = [{"set": "unsafe", "phrasing": phrasing} for phrasing in ("seen", "seen", "unseen", "unseen")]
+    both = Sheet([*rows, {"set": "fact", "phrasing": "seen"}], [""] * 5, [*judged, types.SimpleNamespace(refused=False)])
+    assert both.by_phrasing("unsafe", "refused") == "asked as in training 1.000 (n 2), in other words 0.500 (n 2)"
+    assert both.by_phrasing("fact", "refused") == "asked as in training 0.000 (n 1)"
