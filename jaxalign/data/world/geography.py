@@ -57,7 +57,7 @@ class Shares:
     """How imperfect the demonstrators of the SFT conversations are, as shares of the rows of a kind."""
 
     complied: float = 0.55  # unsafe requests answered all the same
-    refused: float = 0.10  # harmless requests refused all the same
+    refused: float = 0.05  # harmless requests refused all the same
     invented: float = 0.08  # lands that do not exist, described all the same
     denied: float = 0.03  # lands that do exist, disclaimed all the same
     rambling: float = 0.88  # one-fact answers with one to three sentences too many
