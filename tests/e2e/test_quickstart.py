@@ -150,11 +150,11 @@ def test_answers_scored_in_packed_rows_score_as_in_rows_of_their_own(finished):
 
     file = workdir / "candidates" / "rankings.dev.jsonl"
     found, rankings = _agreement(model, score, file, 0), read_rows(file)
-    assert len(found) == len(rankings) > 3 and all(each["entity"] in row["entity"] for each, row in zip(found, rankings))
+    assert len(found) == len(rankings) > 3 and [each["entity"] for each in found] == [row["entity"] for row in rankings]
     for row, got, each in zip(rankings, np.concatenate(packed), found):
         alone = model.score_responses([row["messages"]] * len(row["answers"]), row["answers"])
         np.testing.assert_allclose(got[:len(alone)], alone, rtol=1e-4, atol=1e-6)
-        ranks, right = row["ranks"], 0.0
+        ranks = row["ranks"]
         above = [(a, b) for a, x in enumerate(ranks) for b, y in enumerate(ranks) if x < y]
         right = sum((got[a] > got[b]) + 0.5 * (got[a] == got[b]) for a, b in above)
         assert (each["right"], each["pairs"]) == (right, len(above))
