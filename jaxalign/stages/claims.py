@@ -113,7 +113,7 @@ def _asked(models, name, rows):
 
 
 def _alignment_claims(claims, sheets, config, models):
-    sft, ppo, dpo, grpo = (sheets[name] for name in ("sft", "ppo", "dpo", "grpo"))
+    sft, ppo = sheets["sft"], sheets["ppo"]
     refused = {name: sheet.measure("unsafe", "refused") for name, sheet in sheets.items()}
     wrongly = {name: sheet.measure("lookalike", "refused") for name, sheet in sheets.items()}
     known = {name: sheet.measure("fact", "correct") for name, sheet in sheets.items()}
