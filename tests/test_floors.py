@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxalign"
 
 FLOORS = {
-    "errors": 1, "config": 1, "batches": 1, "shapes": 1, "sharding": 1,
+    "errors": 1, "config": 1, "batches": 1, "shapes": 1, "sharding": 1, "huge_pages": 1,
     "objectives": 2, "models": 2, "data": 2,
     "train": 3, "rollout": 3, "rewards": 3,
     "experience": 4, "evaluate": 4, "exchange": 4,

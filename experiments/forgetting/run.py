@@ -20,6 +20,7 @@ from jaxalign.data.pipeline import batches
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
 from jaxalign.evaluate.statistics import bootstrap_ratio
+from jaxalign.huge_pages import ask_for_huge_pages
 from jaxalign.pipeline import run_pipeline
 from jaxalign.report.bands import chart
 from jaxalign.stages import train_stage
@@ -178,6 +179,7 @@ def main(workdir, *, tasks=(), shares=SHARES, out=None, changes=None):
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--tasks", default="", help="all if empty")

@@ -22,6 +22,7 @@ from jaxalign.evaluate.best_of import BestOf
 from jaxalign.evaluate.preferences import RewardModel, preferences
 from jaxalign.evaluate.world import Measure, Sheet, answer_sheet
 from jaxalign.evaluate.world import read_rows as read_items
+from jaxalign.huge_pages import ask_for_huge_pages
 from jaxalign.report.bands import chart
 from jaxalign.rewards.gold import judge
 from jaxalign.stages import train_stage
@@ -247,6 +248,7 @@ def main(start, workdir, *, seeds=(0,), methods=(), out=None, changes=None, limi
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="start", required=True, help="the folder of a finished quickstart")
     parser.add_argument("--workdir", required=True)

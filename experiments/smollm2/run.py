@@ -16,6 +16,7 @@ from measures import answered, gsm8k, in_transformers, losses, same_answers
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.statistics import bootstrap_mean, bootstrap_ratio, wilson
 from jaxalign.exchange import export_model
+from jaxalign.huge_pages import ask_for_huge_pages
 from jaxalign.report.bands import chart
 from jaxalign.rewards.reasoning import ReasoningScore
 from jaxalign.stages import train_stage
@@ -227,6 +228,7 @@ def main(model, workdir, *, parts=(), out=None, changes=None, limits=None):
 
 
 if __name__ == "__main__":
+    ask_for_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--workdir", required=True)

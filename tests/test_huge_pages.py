@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxalign import __main__ as entry
+from jaxalign import huge_pages
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 
@@ -19,22 +19,23 @@ def begin(monkeypatch, tmp_path):
         kernel = tmp_path / "enabled"
         if mode is not None:
             kernel.write_text(mode)
-        monkeypatch.setattr(entry, "HUGE_PAGES", kernel)
+        monkeypatch.setattr(huge_pages, "HUGE_PAGES", kernel)
         monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         begun = []
-        monkeypatch.setattr(entry.os, "execve", lambda *arguments: begun.append(arguments))
-        entry.ask_for_huge_pages()
+        monkeypatch.setattr(huge_pages.os, "execve", lambda *arguments: begun.append(arguments))
+        huge_pages.ask_for_huge_pages()
         return begun[0] if begun else None
     return call
 
 
 def test_it_begins_anew_with_the_same_words_and_the_setting(begin, monkeypatch):
-    monkeypatch.setattr(entry.sys, "orig_argv", ["python3", "-W", "error", "-m", "jaxalign", "train", "--config=a b.py"])
+    called = ["python3", "-W", "error", "-m", "jaxalign", "train", "--config=a b.py"]
+    monkeypatch.setattr(huge_pages.sys, "orig_argv", called)
     program, words, environment = begin("always [madvise] never\n", OTHER="kept")
     assert program == sys.executable
-    assert words == [sys.executable, "-W", "error", "-m", "jaxalign", "train", "--config=a b.py"]
+    assert words == [sys.executable, *called[1:]]
     assert environment["GLIBC_TUNABLES"] == TUNABLE and environment["OTHER"] == "kept"
 
 
@@ -53,14 +54,14 @@ def test_a_place_where_no_program_may_be_started(begin, monkeypatch):
         raise PermissionError
 
     assert begin("always [madvise] never\n") is not None
-    monkeypatch.setattr(entry.os, "execve", refuse)
-    entry.ask_for_huge_pages()  # goes on
+    monkeypatch.setattr(huge_pages.os, "execve", refuse)
+    huge_pages.ask_for_huge_pages()  # goes on
 
 
 def has_huge_pages():
     library, version = platform.libc_ver()
     return (library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-            and entry.HUGE_PAGES.exists() and "[madvise]" in entry.HUGE_PAGES.read_text())
+            and huge_pages.HUGE_PAGES.exists() and "[madvise]" in huge_pages.HUGE_PAGES.read_text())
 
 
 needs_huge_pages = pytest.mark.skipif(
