@@ -2,7 +2,7 @@
 
     jaxalign pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Six minutes on two quiet CPU cores that are fast, ten and more on others. Figures, with the command that made them: experiments/quickstart/README.md.
+Ten minutes on two quiet CPU cores, fewer on fast ones. Figures, with the command that made them: experiments/quickstart/README.md.
 """
 
 from jaxalign.pipeline import pipeline_config
