@@ -85,6 +85,9 @@ def adapter_files(folder, meta):
     lora, places = LoraConfig(**meta["lora"]), Places(meta)
     state = read_params(folder, meta, "policy", abstract_adapters(meta, Transformer)[1])
     ours = {"/".join(map(str, path)): np.asarray(variable.get_value()) for path, variable in nnx.to_flat_state(state)}
+    if experts := sorted({path.rpartition("_adapter/")[0] for path in ours if "_adapter/" in path}):
+        raise ConfigError(f"{folder}: it adapts experts ({', '.join(experts)}), for which PEFT has one layout a version of "
+                          "transformers; export it without --adapters")
     tensors, ranks, alphas = {}, {}, {}
     for name, (modules, layer, layout) in places.modules.items():
         there = [m for m in modules if f"{m}/adapter/a" in ours]

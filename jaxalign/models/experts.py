@@ -24,6 +24,8 @@ class Experts(nnx.Module):
         self.gate = param(drawn((E, D, F), D, 1.0, rngs), "experts", "embed", "mlp")
         self.up = param(drawn((E, D, F), D, 1.0, rngs), "experts", "embed", "mlp")
         self.down = param(drawn((E, F, D), F, config.residual_scale, rngs), "experts", "mlp", "embed")
+        # Of models/lora.py, where there are any.
+        self.gate_adapter, self.up_adapter, self.down_adapter = nnx.data(None), nnx.data(None), nnx.data(None)
 
     def __call__(self, x_BTD):
         B, T, D = x_BTD.shape
@@ -35,14 +37,16 @@ class Experts(nnx.Module):
         order = jnp.argsort(expert_Mk.reshape(-1), stable=True)  # a token stands k times, beside others of its expert
         sizes_E = jnp.bincount(expert_Mk.reshape(-1), length=p_ME.shape[-1]).astype(jnp.int32)
 
-        def each(x, weights):  # rows of one expert after those of another, each by its own matrix
+        def each(x, weights, adapter):  # rows of one expert after those of another, each by its own matrix
             weights = weights.get_value()
             if is_quantized(weights):
-                return product(x, weights, self.dtype, lambda x, w_EIO: jax.lax.ragged_dot(x, w_EIO, sizes_E))
-            return jax.lax.ragged_dot(x, weights.astype(self.dtype), sizes_E)
+                y = product(x, weights, self.dtype, lambda x, w_EIO: jax.lax.ragged_dot(x, w_EIO, sizes_E))
+            else:
+                y = jax.lax.ragged_dot(x, weights.astype(self.dtype), sizes_E)
+            return y if adapter is None else adapter(x, y, weights, sizes_E)
 
         x = x_MD[order // k]
-        x = ACTIVATIONS[self.activation](each(x, self.gate)) * each(x, self.up)
-        y = each(x, self.down)[jnp.argsort(order)].reshape(B * T, k, D)
+        x = ACTIVATIONS[self.activation](each(x, self.gate, self.gate_adapter)) * each(x, self.up, self.up_adapter)
+        y = each(x, self.down, self.down_adapter)[jnp.argsort(order)].reshape(B * T, k, D)
         y_MD = jnp.einsum("mkd,mk->md", y, weight_Mk.astype(self.dtype))
         return y_MD.reshape(B, T, D)

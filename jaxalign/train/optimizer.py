@@ -84,11 +84,12 @@ def _muon_dimensions(params):
     def of(names):
         if names[:1] != ("layers",) or "norm" in names or len(names) < 3:
             return None
-        # (layers, in…, out…): a projection out of the heads has two input axes, one into them two output axes.
-        cut = 3 if names[1] in ("heads", "kv_heads") else 2
-        if cut == len(names):  # a bias of heads, or a magnitude: no matrix
+        # (layers, [experts,] in…, out…): a projection out of the heads has two input axes, one into them two output axes.
+        first = 2 if names[1] == "experts" else 1
+        cut = first + (2 if names[first] in ("heads", "kv_heads") else 1)
+        if cut >= len(names):  # a bias of heads, or a magnitude: no matrix
             return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(1, cut)), tuple(range(cut, len(names))))
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, cut)), tuple(range(cut, len(names))))
 
     return _by_axes(params, of)
 

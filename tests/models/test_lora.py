@@ -14,17 +14,21 @@ from jaxalign.errors import ConfigError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.layers import Linear
 from jaxalign.models.lora import Adapter, LoraConfig, adapt, has_adapters, is_trained, merged, unmerged
+from jaxalign.models.quantized import is_quantized, quantized
+from jaxalign.models.quantized import plain as plain_value
 from jaxalign.models.transformer import Transformer
 
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
 FORMS = [dict(), dict(scaling="rslora"), dict(form="dora")]
+EXPERTS = dataclasses.replace(CONFIG, mlp="experts", num_experts=3, experts_per_token=2)
+BOTH = pytest.mark.parametrize("config", [CONFIG, EXPERTS], ids=["mlp", "experts"])
 
 
 def linear(lora, in_shape=(5,), out_shape=(2, 3), bias=True):
     """An adapted map without layers, every number of it drawn."""
     axes = ("embed", "mlp", "head_dim")[:len(in_shape) + len(out_shape)]
     made = Linear(in_shape, out_shape, axes, dtype=jnp.float32, bias=bias, rngs=nnx.Rngs(params=0))
-    made.adapter = Adapter(made, lora, rngs=nnx.Rngs(params=1))
+    made.adapter = Adapter(made.kernel, len(in_shape), lora, rngs=nnx.Rngs(params=1))
     rng = np.random.default_rng(3)
     for variable in jax.tree.leaves(nnx.state(made), is_leaf=lambda x: isinstance(x, nnx.Variable)):
         variable.set_value(jnp.asarray(rng.normal(size=variable.shape), jnp.float32))
@@ -92,15 +96,17 @@ def adapted(form=(), cls=Transformer, moved=False, config=CONFIG):
 run = jax.jit(logits, static_argnums=0)
 
 
+@BOTH
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_before_training_nothing_is_changed(form):
-    graphdef, state, plain, base = adapted(tuple(form.items()))
+def test_before_training_nothing_is_changed(form, config):
+    graphdef, state, plain, base = adapted(tuple(form.items()), config=config)
     np.testing.assert_allclose(run(graphdef, state, TOKENS), run(plain, base, TOKENS), rtol=1e-5, atol=1e-5)
 
 
+@BOTH
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_merged_it_computes_the_same_and_unmerged_again_it_is_the_base(form):
-    graphdef, state, plain, base = adapted(tuple(form.items()), moved=True)
+def test_merged_it_computes_the_same_and_unmerged_again_it_is_the_base(form, config):
+    graphdef, state, plain, base = adapted(tuple(form.items()), moved=True, config=config)
     together = jax.jit(merged, static_argnums=0)(graphdef, state)
     assert jax.tree.structure(together) == jax.tree.structure(base)
     got = run(plain, together, TOKENS)
@@ -150,10 +156,43 @@ def test_targets_are_maps_or_the_parts_that_hold_them():
     assert paths(("attention", "mlp")) == attention | {("mlp", name) for name in ("gate", "up", "down")}
     with pytest.raises(ConfigError, match="'qurey', which adapts nothing .*expected some of attention, .*query"):
         paths(("qurey",))
-    experts = dataclasses.replace(CONFIG, mlp="experts", num_experts=2, experts_per_token=1)
-    assert paths(("attention",), experts) == attention
-    with pytest.raises(ConfigError, match="'mlp', which adapts nothing in this model .experts cannot"):
-        paths(("mlp",), experts)
+    assert paths(("attention",), EXPERTS) == attention
+    assert paths(("up",), EXPERTS) == {("mlp", "up_adapter")}
+    assert paths(("mlp",), EXPERTS) == {("mlp", f"{name}_adapter") for name in ("gate", "up", "down")}
+    with pytest.raises(ConfigError, match="'router', which adapts nothing .*expected some of attention"):
+        paths(("router",), EXPERTS)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_adapted_experts_are_the_equation_of_each_for_the_rows_it_got(form):
+    """Against experts that hold W + s·A·B, by DoRA's rule, computed in float64."""
+    lora = LoraConfig(rank=2, alpha=3.0, **form)
+    graphdef, state, plain, base = adapted(tuple(form.items()), moved=True, config=EXPERTS)
+    together = jax.tree.map(jnp.array, jax.jit(merged, static_argnums=0)(graphdef, state))
+    for name in ("gate", "up", "down"):
+        adapter = state["layers"]["mlp"][f"{name}_adapter"]
+        W, A, B = (np.asarray(p[...], np.float64) for p in (base["layers"]["mlp"][name], adapter["a"], adapter["b"]))
+        V = W + lora.scale * np.einsum("leir,lero->leio", A, B)
+        if lora.form == "dora":
+            V *= np.asarray(adapter["magnitude"][...], np.float64)[:, :, None] / np.linalg.norm(V, axis=2, keepdims=True)
+        np.testing.assert_allclose(together["layers"]["mlp"][name][...], V, rtol=1e-5, atol=1e-5)
+        together["layers"]["mlp"][name].set_value(jnp.asarray(V, jnp.float32))
+    got = run(graphdef, state, TOKENS)
+    np.testing.assert_allclose(got, run(plain, together, TOKENS), rtol=1e-4, atol=1e-4)
+    assert np.abs(got - run(plain, base, TOKENS)).max() > 0.1
+
+
+@pytest.mark.parametrize("base_type", ["int8", "nf4"])
+def test_adapters_of_experts_held_in_few_bits(base_type):
+    pytest.importorskip("qwix")
+    graphdef, state, _, _ = adapted((("form", "dora"),), moved=True, config=EXPERTS)
+    trained, frozen = nnx.split_state(state, is_trained, ...)
+    held = quantized(frozen, base_type)
+    widened = jax.tree.map(plain_value, held, is_leaf=is_quantized)
+    np.testing.assert_allclose(run(graphdef, nnx.merge_state(held, trained), TOKENS),
+                               run(graphdef, nnx.merge_state(widened, trained), TOKENS), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(split(EXPERTS)[0], merged(graphdef, nnx.merge_state(held, trained)), TOKENS),
+                               run(graphdef, nnx.merge_state(widened, trained), TOKENS), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("wrong, message", [

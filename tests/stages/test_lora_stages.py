@@ -10,6 +10,7 @@ import pytest
 import tiny_stages
 from flax import nnx
 
+from jaxalign.cli import main
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.quantized import held, quantized
@@ -179,13 +180,55 @@ def test_adapters_learn(name, changes, tmp_path):
         assert done["before"][figure] == pytest.approx(np.log(2), abs=1e-4)  # the policy is its reference
 
 
+EXPERTS = tiny_stages.MODEL | dict(mlp="experts", num_experts=3, experts_per_token=2)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """The folder of a pretrained mixture of experts."""
+    folder = tmp_path_factory.mktemp("mixture")
+    train_stage(tiny_stages.config("pretrain", model=EXPERTS), folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("base", ["float32", "nf4"])
+def test_experts_learn_by_adapters_of_their_own(base, mixture, tmp_path, capsys):
+    done = train_stage(config("sft", lora=LORA | dict(rank=4, alpha=16.0, targets=("mlp",), base=base), steps=30, batch_size=8,
+                              init_from=mixture, model=EXPERTS, optimizer=dict(peak_lr=3e-2, lora_plus=2.0),
+                              data=dict(packing="best_fit")), tmp_path / "run")
+    assert done["after"]["nll"] < done["before"]["nll"] - 0.2
+    shapes = {path: tuple(shape) for path, (shape, _) in read_meta(tmp_path / "run")[1]["parameters"].items()}
+    inputs = {"gate": 16, "up": 16, "down": 24}
+    assert shapes == {f"policy/layers/mlp/{name}_adapter/{factor}": (1, 3, *((size, 4) if factor == "a" else (4, 40 - size)))
+                      for name, size in inputs.items() for factor in "ab"}
+    _, policy = plain(tmp_path / "run")
+    _, before = plain(mixture)
+    assert all(np.abs(policy["layers"]["mlp"][name][...] - before["layers"]["mlp"][name][...]).max() > 1e-3 for name in inputs)
+    assert len(load_assistant(tmp_path / "run", max_new_tokens=2, batch_size=8).complete(["The"])) == 1
+    export = ["export", f"--checkpoint={tmp_path / 'run'}"]
+    assert main([*export, f"--to={tmp_path / 'alone'}", "--adapters"]) == 2
+    assert "it adapts experts (layers/mlp/down, layers/mlp/gate, layers/mlp/up), for which" in capsys.readouterr().err
+    assert not (tmp_path / "alone").exists()
+    assert main([*export, f"--to={tmp_path / 'whole'}"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form, base", [("dora", "float32"), ("lora", "float32"), ("lora", "nf4"), ("dora", "int8")])
 def test_eight_devices_are_one(form, base, tmp_path):
+    _same_on_eight_devices(tmp_path, lora=LORA | dict(form=form, base=base))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form, base", [("dora", "float32"), ("lora", "nf4")])
+def test_eight_devices_are_one_for_experts(form, base, mixture, tmp_path):
+    _same_on_eight_devices(tmp_path, lora=LORA | dict(form=form, base=base), init_from=mixture, model=EXPERTS)
+
+
+def _same_on_eight_devices(tmp_path, **changes):
     after, axes = {}, {}
     for devices, mesh in ((1, dict(data=1)), (8, dict(data=2, fsdp=2, tensor=2))):
         run = tmp_path / str(devices)
-        train_stage(config("sft", lora=LORA | dict(form=form, base=base), mesh=mesh, batch_size=8, steps=2), run)
+        train_stage(config("sft", mesh=mesh, batch_size=8, steps=2, **changes), run)
         after[devices] = plain(run)[1]
         axes[devices] = tiny_stages.metrics(run)
     close(after[1], after[8], 1e-4, 1e-5)

@@ -1,5 +1,7 @@
 """Optimizers and schedules by name; which parameters decay and which Muon turns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,18 @@ def test_the_second_factor_of_an_adapter_learns_faster():
         np.testing.assert_allclose(np.abs(update), 8.0 if path.endswith("/b") else 0.5, rtol=1e-4)
     for path, update in updates["muon", 16.0].items():
         np.testing.assert_allclose(update, updates["muon", 1.0][path] * (16.0 if path.endswith("/b") else 1.0), rtol=1e-4)
+
+
+def test_muon_turns_each_experts_matrices():
+    mixture = dataclasses.replace(CONFIG, mlp="experts", num_experts=3, experts_per_token=2)
+    optimizer, _ = make_optimizer(config(name="muon", peak_lr=1.0, clip_norm=0.0), 10)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(mixture)[1])
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+    updates, _ = jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p))(params, gradient)
+    for name in ("gate", "up", "down"):
+        singular = np.linalg.svd(np.asarray(updates["layers"]["mlp"][name][...]), compute_uv=False)  # of (2, 3, in, out)
+        assert singular.shape == (2, 3, 16) and np.all(singular.max(-1) < 2.0 * singular.min(-1)), name
 
 
 def test_muon_turns_the_matrices_of_the_layers():

@@ -72,7 +72,8 @@ def model_config(published, where="config.json", **more):
 
 
 def describe(config):
-    """config.json of a model that was not imported: as the first family that says the same of it, a Llama or a Qwen 3.
+    """config.json of a model that was not imported: as the first family that says the same of it, a Llama or a Qwen 3, with
+    experts a Mixtral or a Qwen 3 of theirs.
 
     Raises ConfigError where neither can: they lack what the config asks for.
     """
@@ -84,12 +85,18 @@ def describe(config):
         "attention_bias": config.out_bias, "mlp_bias": config.mlp_bias,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, "rope_theta": config.rope_theta,
     }  # fmt: skip
+    names = "llama", "qwen3"
+    if config.mlp == "experts":
+        names = "mixtral", "qwen3_moe"
+        common |= {"num_local_experts": config.num_experts, "num_experts": config.num_experts,
+                   "num_experts_per_tok": config.experts_per_token, "moe_intermediate_size": config.mlp_dim,
+                   "norm_topk_prob": config.normalize_experts, "sliding_window": None}
     runtime = {name: getattr(config, name) for name in ("dtype", "remat", "unroll")}
-    for name in ("llama", "qwen3"):
+    for name in names:
         published = {"model_type": name, "architectures": [FAMILIES[name].architecture], **common}
         if model_config(published, **runtime) == config:
             return published
-    other = ModelConfig(**FAMILIES["llama"].config(common) | runtime)
+    other = ModelConfig(**FAMILIES[names[0]].config(common) | runtime)
     differs = [f for f in config.__dataclass_fields__ if getattr(config, f) != getattr(other, f)]
-    raise ConfigError(f"this model is none that transformers knows under the names llama or qwen3: it differs in "
+    raise ConfigError(f"this model is none that transformers knows under the names {' or '.join(names)}: it differs in "
                       f"{', '.join(f'model.{f}={getattr(config, f)!r}' for f in differs)}")
