@@ -232,9 +232,10 @@ def test_dropout_drops_by_its_key_in_every_layer_otherwise_and_changes_no_mean()
     np.testing.assert_allclose(plain, nnx.merge(*still[:2])(TOKENS), rtol=1e-5, atol=1e-5)
 
 
-def test_adapters_decode_as_they_read():
+@BOTH
+def test_adapters_decode_as_they_read(config):
     """What the sampler does of an adapted model is what the trainer does of it."""
-    graphdef, state, *_ = adapted((("form", "dora"),), moved=True)
+    graphdef, state, *_ = adapted((("form", "dora"),), moved=True, config=config)
     whole = nnx.merge(graphdef, state)(TOKENS[:, :3])
     model = nnx.merge(graphdef, state)
     cache = jax.tree.map(lambda x: jnp.zeros(x, jnp.float32), (((2, 2, 2, 8, 6), (2, 2, 2, 8, 6)),),

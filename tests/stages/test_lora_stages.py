@@ -213,6 +213,18 @@ def test_experts_learn_by_adapters_of_their_own(base, mixture, tmp_path, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["reward", "dpo", "ppo", "grpo"])
+def test_every_stage_adapts_experts(name, mixture, tmp_path):
+    model = dict(init_from=mixture, model=EXPERTS, steps=2)
+    if name == "ppo":
+        train_stage(config("reward", **model), tmp_path / "reward_model")
+        model |= dict(reward_model=str(tmp_path / "reward_model"))
+    assert train_stage(config(name, **model), tmp_path / "run")["steps"] == 2
+    trained = {path for path in read_meta(tmp_path / "run")[1]["parameters"] if "_adapter/" in path}
+    assert len(trained) == (12 if name == "ppo" else 6)  # A and B of three maps, of the critic too
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form, base", [("dora", "float32"), ("lora", "float32"), ("lora", "nf4"), ("dora", "int8")])
 def test_eight_devices_are_one(form, base, tmp_path):
     _same_on_eight_devices(tmp_path, lora=LORA | dict(form=form, base=base))
