@@ -98,7 +98,7 @@ def reinforced(folder, start, rows):
     curve = {"tokens": drawn.tolist(), "seconds": [round(line["time"] - lines[0]["time"], 1) for line in lines],
              "reward": [round(line["reward/numeric"], 4) for line in lines]}
     last = {name: float(np.mean([line[name] for line in lines[-3:]])) for name in (
-        "kl", "length", "truncated", "clip_fraction", "approx_kl") if name in lines[-1]}
+        "objective/kl", "length", "truncated", "clip_fraction", "approx_kl") if name in lines[-1]}
     sums = [row for row in rows if row["set"] in ("arithmetic", "fact")]
     return {"curve": curve, "last": last, "figures": held_out(folder, sums)}
 

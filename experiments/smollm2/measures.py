@@ -1,37 +1,21 @@
 """What a checkpoint of this experiment answers, how likely it holds dev data, and whether transformers says the same."""
 
-import dataclasses
-
 import numpy as np
-from flax import nnx
 
 from jaxalign.data.chat import render
 from jaxalign.data.intake import Intake, read_rows
 from jaxalign.data.pipeline import batches
-from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.evaluate.assistant import Assistant
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.transformer import Transformer
 from jaxalign.rewards.rules import numeric_match
-from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 
 
-def assistant_of(checkpoint, dtype, max_new_tokens=64):
-    """An `Assistant` that computes in `dtype`, whatever its checkpoint was trained in: so both sides are measured alike."""
-    folder, meta = read_meta(checkpoint)
-    config = dataclasses.replace(ModelConfig(**meta["model"]), dtype=dtype)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    return Assistant(graphdef, load_params(folder, meta["policy"], abstract), open_tokenizer(unpack_tokenizer(meta)),
-                     meta=meta, max_new_tokens=max_new_tokens)
-
-
-def answered(checkpoint, rows, score, max_new_tokens, dtype="bfloat16"):
+def answered(checkpoint, rows, score, max_new_tokens):
     """Answers at temperature 0: [{"text", "ids", "ended", "numeric", "right"}], the last by `score(text, row)`.
 
     An answer that ran out of `max_new_tokens` is not right, whatever its last number.
     """
-    assistant = assistant_of(checkpoint, dtype, max_new_tokens)
+    assistant = Assistant.load(checkpoint, max_new_tokens=max_new_tokens)
     prompts = [render(row["messages"], assistant.tokenizer, add_generation_prompt=True)[0] for row in rows]
     rollouts, made = assistant.generate(prompts, temperature=0.0), []
     for n, row in enumerate(rows):
@@ -50,7 +34,7 @@ def gsm8k(path, limit):
 
 def losses(checkpoint, config):
     """(nats, tokens) of every row of an SFT config's dev data, as lists."""
-    assistant, parts = assistant_of(checkpoint, "bfloat16"), []
+    assistant, parts = Assistant.load(checkpoint), []
     for batch in batches(list(config.data.dev), assistant.tokenizer, kind="tokens", batch_size=config.batch_size,
                          length=config.length, shuffle=False, repeat=False, on_bad_row="skip"):
         counted = batch["mask_BT"] > 0

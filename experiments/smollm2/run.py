@@ -169,7 +169,7 @@ def part_export(start, workdir, changes, limits, out):
     exported, rows = workdir / "exported", held_out[:limits["same"]]
     if not exported.is_dir():
         export_model(workdir / "grpo_sums", exported, dtype="float32")
-    ours = once(workdir / "same_ours.json", lambda: answered(workdir / "grpo_sums", rows, ReasoningScore(), 16, dtype="float32"))
+    ours = once(workdir / "same_ours.json", lambda: answered(workdir / "grpo_sums", rows, ReasoningScore(), 16))
     theirs = once(workdir / "same_theirs.json", lambda: in_transformers(exported, rows, 16))
     same = same_answers(ours, theirs)
     yield shares("export, answers equal to transformers'", [1.0] * len(rows), same, done)

@@ -23,9 +23,14 @@ def empty_cache(config, group_sizes, rows: int, window: int):
     def zeros(layers):
         stacked = (layers,) if layers > 1 else ()
         shape = (*stacked, rows, config.num_kv_heads, window, config.head_dim)
-        return by_rows(as_bits(jnp.zeros(shape, config.jnp_dtype)), len(stacked))
+        return split(as_bits(jnp.zeros(shape, config.jnp_dtype)))
 
     return tuple((zeros(layers), zeros(layers)) for layers in group_sizes)
+
+
+def split(x):
+    """Over the devices: rows as batches, heads as their weights are, so that each device keeps what it made."""
+    return by_rows(x, x.ndim - 4, heads=x.ndim - 3)
 
 
 def as_bits(x):
@@ -81,15 +86,15 @@ def resized(cache, end, window: int):
         W, axis = x.shape[-2], x.ndim - 2
         x = jnp.roll(x, -end, axis)
         if window <= W:
-            return jax.lax.slice_in_dim(x, W - window, W, axis=axis)
-        return jnp.pad(x, [(0, window - W) if i == axis else (0, 0) for i in range(x.ndim)])
+            return split(jax.lax.slice_in_dim(x, W - window, W, axis=axis))
+        return split(jnp.pad(x, [(0, window - W) if i == axis else (0, 0) for i in range(x.ndim)]))
 
     return jax.tree.map(of, cache)
 
 
 def chosen(cache, rows_R):
     """Some of the rows, in the order given."""
-    return jax.tree.map(lambda x: jnp.take(x, rows_R, axis=x.ndim - 4), cache)
+    return jax.tree.map(lambda x: split(jnp.take(x, rows_R, axis=x.ndim - 4)), cache)
 
 
 def inserted(cache, keys_values, rows_R, source_RW):
@@ -102,8 +107,8 @@ def inserted(cache, keys_values, rows_R, source_RW):
     """
     def of(x, new):
         if x.ndim == 4:
-            return by_rows(x.at[rows_R].set(new, mode="drop"), 0)
-        return by_rows(x.at[:, rows_R].set(new, mode="drop"), 1)
+            return split(x.at[rows_R].set(new, mode="drop"))
+        return split(x.at[:, rows_R].set(new, mode="drop"))
 
     return jax.tree.map(of, cache, filled(keys_values, source_RW))
 
@@ -114,6 +119,6 @@ def filled(keys_values, source_BW):
         new_LMSKH = as_bits(new_LMSKH)
         L, M, S, K, H = new_LMSKH.shape
         new_LBKWH = jnp.take(new_LMSKH.reshape(L, M * S, K, H), source_BW, axis=1).swapaxes(2, 3)
-        return by_rows(new_LBKWH[0], 0) if L == 1 else by_rows(new_LBKWH, 1)
+        return split(new_LBKWH[0] if L == 1 else new_LBKWH)
 
     return jax.tree.map(of, keys_values)

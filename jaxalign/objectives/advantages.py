@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxalign.errors import ConfigError
 from jaxalign.objectives.reduce import counted
 
-# Far below any spread of rewards that means something, far above float32's rounding of equal rewards' mean.
+# Of rewards of size 1: far below any spread that means something, well above float32's rounding.
 TINY_SPREAD = 1e-6
 
 
@@ -57,7 +57,8 @@ def group_relative(reward_B, *, group_size, scale="std"):
         Âᵢ = (rᵢ − mean(r)) / std(r)          scale="std", as printed; std is the population's
         Âᵢ =  rᵢ − mean(r)                    scale="none" (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783)
 
-    A group whose rewards are all equal gets 0, where the printed equation has 0/0.
+    A group whose rewards are all equal gets 0, where the printed equation has 0/0; one whose rewards differ by no more than
+    float32's rounding of them, as a model's scores of equal answers do, gets next to nothing.
 
     Args:
       reward_B: one reward per response; a prompt's responses stand next to each other, so no group straddles a shard
@@ -75,7 +76,8 @@ def group_relative(reward_B, *, group_size, scale="std"):
     centred_GK = reward_GK - jnp.mean(reward_GK, axis=1, keepdims=True)
     if scale == "std":
         std_G1 = jnp.sqrt(jnp.mean(jnp.square(centred_GK), axis=1, keepdims=True))
-        centred_GK = centred_GK / jnp.maximum(std_G1, TINY_SPREAD)
+        size_G1 = jnp.max(jnp.abs(jax.lax.stop_gradient(reward_B)).reshape(-1, group_size), axis=1, keepdims=True)
+        centred_GK = centred_GK / jnp.maximum(std_G1, TINY_SPREAD * jnp.maximum(size_G1, 1.0))
     elif scale != "none":
         raise ConfigError(f'scale must be "std" or "none"; got {scale!r}')
     return centred_GK.reshape(-1)
@@ -120,4 +122,6 @@ def _groups(reward_B, group_size):
     (B,) = reward_B.shape
     if group_size < 2 or B % group_size:
         raise ConfigError(f"group_size must be at least 2 and divide the number of responses, {B}; got {group_size}")
-    return jax.lax.stop_gradient(jnp.asarray(reward_B, jnp.float32)).reshape(-1, group_size)
+    reward_GK = jax.lax.stop_gradient(jnp.asarray(reward_B, jnp.float32)).reshape(-1, group_size)
+    # Only differences matter, and of equal rewards these are 0, whereas their mean is rounded and may be none of them.
+    return reward_GK - reward_GK[:, :1]

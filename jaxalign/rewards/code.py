@@ -12,8 +12,10 @@ What holds a program back, from the outside in:
     Python's audit hook           refuses the same from within Python, on any system, and ctypes and such besides
 
 What is not held back: many small files, as long as its time lasts; whether and how large files are (not what they
-hold). A program that searches the interpreter's frames for the token by which its tests report, or whose objects claim
-to equal everything, is taken for right. Without the two kernel layers a program
+hold). Tests run beside the program, as its authors wrote them: one that searches the interpreter's frames for the token by
+which they report, whose objects claim to equal everything, or that puts its own in place of what a test calls from a module
+(`math.isclose`) or by a name of the program's, is taken for right; Python's own names (`sorted`, `exec`) are put back before
+each test. Without the two kernel layers a program
 that knows CPython well gets out. It is a fence for a policy's mistakes and shortcuts, no prison for an enemy: where
 that is the fear, run the whole job in a virtual machine.
 """
@@ -135,8 +137,9 @@ def _run(code, tests, setup, seconds, memory):
             process.wait()
         try:
             with open(pathlib.Path(folder) / "verdict", "rb") as file:
-                verdict = json.loads(file.read(1 << 16))
+                first, passed = file.read(1 << 20).split(b"\n")
+                verdict = json.loads(first)
         except (OSError, ValueError):
             return None
-    good = isinstance(verdict, dict) and verdict.get("token") == token and len(verdict.get("results", ())) <= len(tests)
-    return verdict if good else None
+    good = isinstance(verdict, dict) and verdict.get("token") == token and len(passed) in (0, len(tests))
+    return {"layers": verdict["layers"], "results": [each == ord("1") for each in passed]} if good else None

@@ -6,9 +6,11 @@
 """
 
 import collections
+import contextlib
 import dataclasses
 import difflib
 import math
+import threading
 from typing import Callable
 
 import numpy as np
@@ -28,6 +30,7 @@ SETTINGS = {
     "failed": 0.0,  # stands for the value of a row on which it raises, hangs, or returns no finite number
 }
 TIMEOUT = 10.0  # of a reward that has no `timeout` of its own as an attribute
+SLOW = 60.0  # seconds of one reward on one rollout after which it is said that the run waits for it
 SHOWN = 200  # characters of an error's text
 LARGEST = float(np.finfo(np.float32).max) / 1024  # of a weighted value, so that no sum of them is infinite
 
@@ -102,7 +105,8 @@ class Rewards:
                      "stops the run")
             for part in self.parts:
                 used = np.flatnonzero(counts & answered if part.needs_answer else counts)
-                values, failures = _judge(part, rows, responses, used, deadline)
+                with _told_when_slow(part, len(used), warn):
+                    values, failures = _judge(part, rows, responses, used, deadline)
                 total[used] += np.float32(part.weight) * values
                 figures[f"reward/{part.label}"] = float(values.mean()) if len(used) else 0.0
                 figures[f"reward/{part.label}/failed"] = float(len(failures))
@@ -175,6 +179,19 @@ def _part(number, entry, table, given):
 
 def _with(function, options):
     return (lambda **arguments: function(**arguments, **options)) if options else function
+
+
+@contextlib.contextmanager
+def _told_when_slow(part, count, warn):
+    """Says after `SLOW` seconds what the run is waiting for, and how long it may be."""
+    timer = threading.Timer(SLOW, warn, [f"reward {part.label!r} has taken {SLOW:g} s on a rollout of {count} rows; its timeout of "
+                                         f"{part.timeout:g} s a row lets it take {part.timeout * count:g} s"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _judge(part, rows, responses, used, deadline):

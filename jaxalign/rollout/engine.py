@@ -12,7 +12,8 @@ from jaxalign.models.cache import chosen, empty_cache, filled, inserted, resized
 from jaxalign.models.transformer import group_sizes
 from jaxalign.rollout.decode import Rows, decode_chunk, read_prompts
 from jaxalign.rollout.precision import PRECISIONS, lowered
-from jaxalign.rollout.prompts import in_turn, packed, repeated, round_up
+from jaxalign.rollout.prompts import in_turn, repeated, round_up
+from jaxalign.rollout.reading import Reader
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh, put_batch
 
@@ -127,9 +128,11 @@ class _Run:
             settings, (np.float32, np.int32, np.float32, np.float32))]
         self.out = Rollouts(np.full((N, width), sampler.pad_id, np.int32), *(np.zeros((N, width), np.float32) for _ in "123"),
                             np.full(N, "length", "U11"))
-        self.texts = [tuple(prompt[:-1]) for prompt in prompts]  # what is read of a prompt
-        self.queue = in_turn(self.texts, limits)
-        self.kept = {}  # {text: (keys and values of the row it was read in, its place there)}
+        texts = [tuple(prompt[:-1]) for prompt in prompts]  # what is read of a prompt
+        self.queue = in_turn(texts, limits)
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        self.text = [numbers[text] for text in texts]  # of each request, its number in the reader
+        self.reader = Reader(functools.partial(self.programs["read"], params), list(numbers), sampler.bucket, sampler.pad_id)
         # No row ever has more in the cache.
         self.longest = max(len(prompt) - 1 + int(limit) for prompt, limit in zip(prompts, limits))
         self.request = np.full(sampler._size(N), -1)  # of each slot, −1 for none
@@ -162,34 +165,17 @@ class _Run:
             self.end = int(self._lengths(requests).max()) % self.window  # prompts in the first slots, see `cache.parts`
         else:
             self._fit()
-        unique = {}
+        wanted = {}
         for slot, n in zip(slots, requests):
-            unique.setdefault(self.texts[n], []).append(slot)
-        self._read(unique)
-        waiting = {self.texts[n] for n in self.queue}
-        self.kept = {text: read for text, read in self.kept.items() if text in waiting}
+            wanted.setdefault(self.text[n], []).append(slot)
+        waiting = dict.fromkeys(self.text[n] for n in reversed(self.queue))
+        for read in self.reader(wanted, waiting, self.end, self.window):
+            self._insert(*read)
         if self.cache is None:
             self._empty()
 
     def _empty(self):
         self.cache = self.programs["empty"](self.params, len(self.request), self.window)
-
-    def _read(self, unique):
-        """Reads prompts, packed, into the slots that want them; a text that was read before is not read again."""
-        texts = [text for text in unique if text and text not in self.kept]  # of one token nothing is read before it
-        for tokens, positions, segments, places in packed(texts, self.s.bucket, self.s.pad_id) if texts else ():
-            read = self.programs["read"](self.params, tokens, positions, segments)
-            self.kept |= {texts[i]: (read, place) for i, place in places.items()}
-        wanted = {}  # of each read: (it, slots, where in it each slot's tokens stand)
-        for text in filter(None, unique):
-            read, place = self.kept[text]
-            size, source = len(text), np.zeros(self.window, np.int32)
-            source[(self.end - size + np.arange(size)) % self.window] = place + np.arange(size)
-            _, slots, sources = wanted.setdefault(id(read), (read, [], []))
-            slots += unique[text]
-            sources += [source] * len(unique[text])
-        for read, slots, sources in wanted.values():
-            self._insert(read, slots, sources)
 
     def _insert(self, read, slots, sources):
         """Into all slots or a quarter of them, so that two shapes serve."""

@@ -15,9 +15,9 @@ from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
 class GRPO(PolicyStage):
     """The policy is trained; its frozen start is the reference. `GRPO_FAMILY` says which choices make which paper.
 
-    A prompt that is not among the `reward_kinds`, or that lacks the answer which every reward needs, gets reward 0 for
-    all its responses, hence, with a baseline, no advantage: only the KL term acts on it. Mixing such prompts in
-    (`data.train` with several sources) keeps what the policy knew.
+    A prompt that is not among the `reward_kinds`, or that lacks the answer which every reward needs, has responses of reward 0
+    and no advantage, however long they are or cut: only the KL acts on it, the loss's, and the reward's where advantages
+    are not scaled. Mixing such prompts in (`data.train` with several sources) keeps what the policy knew.
     """
 
     name = "grpo"
@@ -65,12 +65,7 @@ class GRPO(PolicyStage):
         G = self.config.samples_per_prompt
         reward = np.where(drawn.rollouts.finished, drawn.reward_B, self.config.unfinished_reward).reshape(-1, G)
         # The range, not the deviation: that of equal numbers can be above 0.
-        return self._scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
-
-    def _scored(self, rows):
-        """Which rows earn a reward at all."""
-        lacking = np.array([self.reward.needs_answer and row["answer"] is None for row in rows])
-        return self._asked(rows) & ~lacking
+        return self.scored(drawn.rows).reshape(-1, G).any(1), np.ptp(reward, axis=1) > 0
 
     def collect(self, state):
         """With dynamic sampling (DAPO, arXiv:2503.14476, eq. 11), groups whose rewards are all equal are left out, and
@@ -110,13 +105,15 @@ class GRPO(PolicyStage):
         ref_BT = self.statistics(frozen["reference"], batch).logp_BT
         reward_B = jnp.where(batch["finished_B"] > 0, batch["reward_B"], c.unfinished_reward)
         reward_B += overlong_punishment(mask_BT.sum(1), budget=c.max_new_tokens, share=c.overlong_share)
+        reward_B *= batch["scored_B"]
+        # On a scale of rewards nothing is said of rows that have none: what they differ by is KL, and would be blown up to 1.
+        taking_part_BT = mask_BT if c.advantage_scale == "none" else mask_BT * batch["scored_B"][:, None]
         kl_BT = (old.logp_BT - ref_BT) * mask_BT
-        made = group_targets(reward_B, mask_BT, c.kl_coefficient * kl_BT, group_size=c.samples_per_prompt,
+        made = group_targets(reward_B, taking_part_BT, c.kl_coefficient * kl_BT, group_size=c.samples_per_prompt,
                              scale=c.advantage_scale, baseline=c.advantage_baseline)
         made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B,
                  "budget_B": jnp.full_like(reward_B, c.max_new_tokens)}
-        counts_B = jnp.max(mask_BT, axis=1)
-        figures = {"kl": masked_mean(kl_BT.sum(1), counts_B), "entropy": masked_mean(old.entropy_BT, mask_BT)}
+        figures = {"entropy": masked_mean(old.entropy_BT, mask_BT)}
         return made, figures | self.sampler_figures(old.logp_BT, batch)
 
 

@@ -29,7 +29,8 @@ class PPO(PolicyStage):
     arXiv:2403.17031 lists: the table in `objectives/README.md`.
 
     The score of a response is that of `reward_model`, or the sum of the `rewards` that judge its text, of which a
-    reward model can be one ("learned"); rows of other `reward_kinds`, and those that lack an answer, score 0.
+    reward model can be one ("learned"). Rows of other `reward_kinds`, and those that lack the answer which all rewards need,
+    score 0, however they end, and have no part in what scores are scaled by.
     """
 
     name = "ppo"
@@ -57,7 +58,8 @@ class PPO(PolicyStage):
             "ppo", **RL_DEFAULTS, reward_model="",  # or `rewards`
             critic="separate",  # one of stages/critic.CRITICS
             critic_from="reward",  # what a separate one starts as: the "reward" model, or "policy", under a fresh head
-            critic_warmup=0,  # steps of the critic alone: it starts from a model of another quantity and is far off
+            critic_warmup=0,  # steps of the critic alone: it starts from a model of another quantity and is far off; weight
+            # decay goes on
             kl_coefficient=0.05,
             kl_control="fixed",  # "adaptive": kl_coefficient is the first rollout's, then kl_target is steered to
             kl_target=6.0,  # nats a response
@@ -86,10 +88,18 @@ class PPO(PolicyStage):
 
     def rollout(self, state):
         batches, figures = super().rollout(state)
-        if int(state.step) < self.config.critic_warmup:
-            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
-            batches = [batch | {"advantage_BT": np.zeros_like(batch["advantage_BT"])} for batch in batches]
+        if self.config.critic_warmup:
+            held = np.float32(int(state.step) < self.config.critic_warmup)
+            batches = [batch | {"held_B": np.full(len(batch["reward_B"]), held)} for batch in batches]
         return batches, figures
+
+    def loss_of(self, trainable, frozen, batch):
+        if "held_B" in batch:
+            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
+            held = batch["held_B"][0] > 0
+            policy = jax.tree.map(lambda x: jnp.where(held, jax.lax.stop_gradient(x), x), trainable["policy"])
+            trainable = trainable | {"policy": policy}
+        return super().loss_of(trainable, frozen, batch)
 
     def rewards(self, rows, responses):
         return super().rewards(rows, responses) if self.reward else (np.zeros(len(rows), np.float32), {})
@@ -117,11 +127,13 @@ class PPO(PolicyStage):
         else:
             earned_B = score_rows(self.scorer.merge(frozen["reward"]), batch, self.pooling)
             learned = {"reward/learned": earned_B.mean()}
-        shaped_B, moments = self.shaped(earned_B, batch["finished_B"], carried)
+        scored_B = batch["scored_B"]
+        ended_B = batch["finished_B"] * scored_B
+        shaped_B, moments = self.shaped(earned_B, ended_B, carried)
+        shaped_B *= scored_B
         # Relative: where a reward model has its zero means nothing, so no fixed score would be a penalty for sure.
-        ended_B = batch["finished_B"]
-        usual = masked_mean(shaped_B, jnp.where(ended_B.sum() > 0, ended_B, 1.0))
-        score_B = jnp.where(ended_B > 0, shaped_B, usual - c.unfinished_penalty)
+        usual = masked_mean(shaped_B, jnp.where(ended_B.sum() > 0, ended_B, scored_B))
+        score_B = jnp.where(ended_B > 0, shaped_B, (usual - c.unfinished_penalty) * scored_B)
         made = ppo_targets(score_B, old_BT, ref_BT, value_BT, mask_BT, kl_coefficient=self.coefficient(carried),
                            discount=c.discount, gae_lambda=c.gae_lambda, whitening=c.whitening)
         made |= {"old_logp_BT": old_BT, "ref_logp_BT": ref_BT, "reward_B": score_B}
@@ -158,12 +170,12 @@ class PPO(PolicyStage):
 
     def carry_on(self, batch, figures):
         c, coefficient = self.config, self.coefficient(self.carried)
-        score_B = batch["reward_B"]
-        # One response has no spread, and that all were cut is said elsewhere.
+        # What was cut has a penalty instead of a score, one score has no spread, and that all were cut is said elsewhere.
+        score_B = batch["reward_B"][(batch["finished_B"] * batch["scored_B"]) > 0]
         self.watch_spread(
-            len(score_B) > 1 and bool(batch["finished_B"].any()) and np.ptp(score_B) == 0,
-            f"all {len(score_B)} responses score {score_B[0]:g}, so there is nothing to learn from but the KL penalty; "
-            f"look at the reward and at reward_clip={c.reward_clip:g}")
+            len(score_B) > 1 and np.ptp(score_B) == 0,
+            f"all {len(score_B)} finished responses score {score_B[:1].sum():g}, so there is nothing to learn from but the KL "
+            f"penalty and to come to an end; look at the reward and at reward_clip={c.reward_clip:g}")
         made = super().carry_on(batch, figures) | value_figures(batch) | {
             "kl_coefficient": coefficient, "reward/kl_penalty": -coefficient * figures["kl"]}
         if c.reward_scaling != "none":

@@ -30,7 +30,7 @@ RL_DEFAULTS = dict(
     target_kl=0.0,  # nats a token: once a step's `approx_kl` is above, the rollout's other steps are left out; 0: never
     length=64,  # the prompt's budget in tokens; longer ones lose their oldest tokens
     max_new_tokens=48,
-    temperature=1.0,
+    temperature=1.0,  # neither top-k nor top-p: the ratio of two policies is of what both can draw
     sampler_precision="model",  # or "bfloat16", "int8" weights to draw with; objective.sampler_correction corrects that
     rewards=[],  # what an entry holds: rewards/run.py
     reward_kinds=[],  # only rows of these kinds are rewarded; empty: all
@@ -50,6 +50,7 @@ class PolicyStage(Stage):
 
     beside = None  # with `overlap`, the weights that draw the next rollout
     key = None  # of the run, once it is known: with `overlap` the state's own is there only when its step is over
+    reward = None  # what judges the responses' text, if anything does
     all_cut = False  # whether no response of the rollout before came to its end
     all_alike = False  # whether nothing in the rewards of the rollout before told its responses apart
     shown = False  # whether a response was shown with its mask
@@ -134,6 +135,7 @@ class PolicyStage(Stage):
         batch = response_rows(drawn.prompts, rollouts, self._row_length(drawn.prompts, rollouts), self.tokenizer.pad_id)
         batch["mask_BT"] *= drawn.counts_B[:, None]
         batch["finished_B"], batch["reward_B"] = rollouts.finished.astype(np.float32), drawn.reward_B
+        batch["scored_B"] = self.scored(drawn.rows).astype(np.float32)
         with jax.set_mesh(self.mesh):
             placed = put_batch(self.folded(batch), self.mesh)
             made, figures = self._targets(state.trainable, self.frozen, placed, self.carried)
@@ -141,9 +143,7 @@ class PolicyStage(Stage):
             self._show(batch)
         batch |= {name: np.asarray(value) for name, value in made.items()}
         figures = {name: float(value) for name, value in figures.items()} | parts
-        self._watch_ends(rollouts.finished)
-        length_B = rollouts.mask.sum(1)
-        figures |= {"truncated": 1.0 - float(rollouts.finished.mean()), "length": float(length_B.mean())}
+        self._watch_ends(figures["truncated"] == 1.0)
         figures |= drift_figures(batch) | self.carry_on(batch, figures)
         parts = minibatches(batch, batch_size=c.batch_size, epochs=c.epochs, seed=(c.seed, int(state.step)))
         self.left = len(parts)
@@ -193,7 +193,8 @@ class PolicyStage(Stage):
         rollouts = self.sampler(policy, prompts, jax.random.split(key, len(prompts)), Settings(self.config.temperature))
         responses = [self.tokenizer.decode(rollouts.ids(n)) for n in range(len(prompts))]
         reward_B, figures = self.rewards(rows, responses)
-        figures = figures | {"drawn_tokens": float(rollouts.mask.sum())}
+        figures = figures | {"drawn_tokens": float(rollouts.mask.sum()), "length": float(rollouts.mask.sum(1).mean()),
+                             "truncated": 1.0 - float(rollouts.finished.mean())}
         return Drawn(rows, prompts, rollouts, reward_B, np.ones(len(prompts), np.float32)), figures
 
     def statistics(self, policy, batch):
@@ -207,6 +208,12 @@ class PolicyStage(Stage):
     def rewards(self, rows, responses):
         """(reward_B float32, figures): what can be said of the responses' text alone."""
         return self.reward(rows, responses, self._asked(rows), self.warn)
+
+    def scored(self, rows):
+        """Which rows earn a reward at all: those of the kinds that are rewarded which have the answer that all rewards need, if
+        they do."""
+        lacking = self.reward is not None and self.reward.needs_answer
+        return self._asked(rows) & np.array([not lacking or row["answer"] is not None for row in rows])
 
     def _asked(self, rows):
         """Which rows are of the kinds that are rewarded."""
@@ -232,12 +239,12 @@ class PolicyStage(Stage):
                     targets=batch["targets_BT"][row])
         self.shown = True
 
-    def _watch_ends(self, finished_B):
+    def _watch_ends(self, all_cut):
         # Said when it sets in only: a run that stays there would bury its other lines.
-        if not finished_B.any() and not self.all_cut:
-            self.warn(f"all {len(finished_B)} responses were cut at max_new_tokens={self.config.max_new_tokens}, so "
+        if all_cut and not self.all_cut:
+            self.warn(f"all responses that were drawn were cut at max_new_tokens={self.config.max_new_tokens}, so "
                       "none has an answer that counts; raise it, or start from a policy that ends its turns")
-        self.all_cut = not finished_B.any()
+        self.all_cut = all_cut
 
     def watch_spread(self, alike, words):
         """Warns, when it sets in, that rewards are so alike that there is nothing to learn from."""

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +68,19 @@ def test_group_relative_as_printed():
     np.testing.assert_allclose(got, centred.ravel(), rtol=1e-5, atol=1e-6)
 
 
-def test_equal_rewards_have_no_advantage():
-    reward = jnp.asarray([0.1] * 7 + [0.7] * 7, jnp.float32)  # means that float32 cannot hit exactly
-    np.testing.assert_allclose(group_relative(reward, group_size=7), np.zeros(14), atol=0.1)
-    np.testing.assert_array_equal(group_relative(jnp.ones(8), group_size=4), np.zeros(8))
+@pytest.mark.parametrize("size", [4, 6, 7, 8, 12, 16])
+def test_equal_rewards_have_no_advantage(size):
+    values = jnp.asarray([0.0, 1.0, 0.1, 0.3, 0.7, 3.3, 10.7, 100.7, -1e6], jnp.float32)  # of most the mean is rounded
+    for function in (group_relative, partial(group_relative, scale="none"), leave_one_out):
+        np.testing.assert_array_equal(jax.jit(partial(function, group_size=size))(jnp.repeat(values, size)), 0.0)
+
+
+@pytest.mark.parametrize("value", [0.3, 10.7, 100.7])
+def test_rewards_that_differ_by_their_last_bit_have_next_to_no_advantage(value):
+    reward = np.full(8, value, np.float32)
+    reward[::2] = np.nextafter(reward[0], np.float32(np.inf))
+    assert np.abs(group_relative(reward, group_size=8)).max() < 0.1
+    assert np.abs(group_relative(reward + np.float32(1e-3) * (np.arange(8) % 2), group_size=8)).min() > 0.9
 
 
 def test_leave_one_out_as_printed():

@@ -55,6 +55,26 @@ def test_the_last_fenced_block_is_the_program():
     assert program_of("a = 1") == "a = 1"
 
 
+@pytest.mark.parametrize("program", [
+    "import builtins; builtins.exec = lambda *a, **k: None",
+    "import builtins; builtins.compile = lambda *a, **k: ''",
+    "__builtins__['exec'] = lambda *a: None",
+    "globals()['__builtins__'] = {'f': lambda n: n + 1, 'sorted': lambda x: [3]}\nf = None",
+    "import json; json.JSONEncoder.encode = lambda *a: '{}'; json.dumps = lambda *a: '{}'",
+    "import builtins; builtins.BaseException = ()",
+    "import builtins; builtins.sorted = lambda x: [3]",
+    "import os; os.write(3, b'{}\\n1')",
+    "import sys; sys.settrace(lambda *a: None)",
+])
+def test_a_program_that_meddles_with_its_judge_is_not_right_for_that(program):
+    assert not any(passes(program, ["assert f(1) == 2", "assert sorted([1, 2]) == [3]"]))
+
+
+def test_names_of_python_are_its_own_again_before_each_test():
+    meddles = "import builtins\ndef f(n):\n    builtins.len = lambda x: 7\n    return n + 1"
+    assert passes(meddles, ["assert f(1) == 2", "assert len([]) == 0"]) == [True, True]
+
+
 def test_setup_comes_after_the_program_and_before_the_tests():
     assert passes("class Node:\n    pass", ["assert n and isinstance(n, Node)"], setup="n = Node()") == [True]
     assert passes("x = 1", ["assert x == 1"], setup="1 / 0") == []

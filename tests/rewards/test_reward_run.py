@@ -242,6 +242,14 @@ def test_the_time_of_a_reward_of_all_rows_is_that_of_its_rows():
     assert run([dict(name="every", timeout=0.05)], table={"every": every})[1]["reward/every/failed"] == 4
 
 
+def test_a_rollout_that_waits_for_a_reward_says_so(monkeypatch):
+    monkeypatch.setattr("jaxalign.rewards.run.SLOW", 0.1)
+    said = []
+    table = {"slow": lambda responses: time.sleep(0.5) or [1.0] * 4, "quick": lambda response: 1.0}
+    run([dict(name="quick"), dict(name="slow", timeout=20.0)], table=table, said=said)
+    assert len(said) == 1 and "'slow' has taken 0.1 s on a rollout of 4 rows; its timeout of 20 s a row lets it take 80 s" in said[0]
+
+
 def test_a_hang_between_the_results_of_all_rows_is_ended_too():
     def every(responses):
         yield 1.0

@@ -13,6 +13,7 @@ from tiny_models import CONFIG, documents, split
 from jaxalign.errors import ConfigError
 from jaxalign.rollout import engine
 from jaxalign.rollout.engine import Sampler
+from jaxalign.rollout.reading import AHEAD
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh
 
@@ -81,6 +82,20 @@ def test_a_group_that_waits_for_slots_is_not_read_again(monkeypatch):
         read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
     same(made(params, group, keys, max_new_tokens=limits), expected)
     assert sum(read) == sum(len(prompt) - 1 for prompt in PROMPTS[:4])
+
+
+def test_prompts_that_wait_are_read_with_those_that_are_wanted_each_once(monkeypatch):
+    params, rng = split()[1], np.random.default_rng(3)
+    many = [rng.integers(5, 20, n).tolist() for n in rng.integers(2, 30, 64)]
+    limits, keys = rng.integers(1, 9, len(many)), jax.random.split(jax.random.key(4), len(many))
+    expected = sampler(slots=64)(params, many, keys, max_new_tokens=limits)
+    made, read = sampler(slots=8), []
+    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
+    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
+        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    same(made(params, many, keys, max_new_tokens=limits), expected)
+    assert sum(read) == sum(len(text) for text in {tuple(prompt[:-1]) for prompt in many})
+    assert len(read) <= 4 and max(read) <= AHEAD  # of 56 refills
 
 
 def test_n_responses_a_prompt_stand_together_and_draw_from_keys_of_their_own():
@@ -186,6 +201,27 @@ def test_forbidden_tokens_are_not_drawn():
     forbidden = tuple(np.unique(whole.tokens)[:5].tolist())
     out = sampler(forbidden=forbidden)(params, PROMPTS, KEYS)
     assert not np.isin(out.tokens[out.mask > 0], forbidden).any()
+
+
+def test_each_device_keeps_its_rows_and_heads_of_the_cache(monkeypatch):
+    """After every program, whatever it does: what is split over the devices stays so, and nothing is gathered."""
+    params, rng = split()[1], np.random.default_rng(3)
+    many = [rng.integers(5, 20, n).tolist() for n in [3] * 36 + [40] * 4]  # the cache widens for the last
+    made, kept = sampler(slots=32, bucket=8, mesh=make_mesh(data=2, fsdp=2, tensor=2)), {}
+    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
+    for name in ("empty", "fill", "insert", "resize", "choose", "decode"):
+        def seen(*args, program=programs[name], name=name):
+            out = program(*args)
+            kept.setdefault(name, set()).update(
+                tuple(shard.data.shape[-4:-2]) + tuple(x.shape[-4:-2]) for x in jax.tree.leaves(
+                    out[0] if name == "decode" else out) for shard in x.addressable_shards)
+            return out
+
+        monkeypatch.setitem(programs, name, seen)
+    made(params, many, jax.random.split(jax.random.key(2), len(many)))
+    assert kept.keys() >= {"fill", "insert", "resize", "choose", "decode"}
+    for name, shapes in kept.items():
+        assert all((rows * 4, heads * 2) == (all_rows, all_heads) for rows, heads, all_rows, all_heads in shapes), (name, shapes)
 
 
 def test_slots_are_shared_by_devices():

@@ -108,7 +108,7 @@ def test_groups_of_equal_rewards_are_replaced_from_further_rollouts(tmp_path, mo
     assert drawn.rollouts.tokens[:, 0].tolist() == [11] * 4 + [13] * 4
     assert all(drawn.prompts[n] == drawn.prompts[n + 1] and drawn.rows[n] is drawn.rows[n + 1] for n in (0, 2, 4, 6))
     assert figures == {"reward/scripted": pytest.approx(np.mean(rewards)), "spread": pytest.approx(5 / 12),
-                       "drawn_tokens": 3 * 8 * 6, "rollouts": 3, "groups_equal": 7, "groups_lacking": 0}
+                       "drawn_tokens": 3 * 8 * 6, "length": 6, "truncated": 0, "rollouts": 3, "groups_equal": 7, "groups_lacking": 0}
     assert len({key.tobytes() for key in np.concatenate(script.keys)}) == 24  # no draw is repeated
 
 
@@ -140,6 +140,28 @@ def test_groups_that_nobody_rewards_stay(tmp_path, monkeypatch):
     assert len(script.keys) == 1 and np.all(drawn.counts_B == 1) and figures["groups_equal"] == 0
 
 
+@pytest.mark.parametrize("family", GRPO_FAMILY)
+def test_what_nobody_rewards_has_no_advantage_however_it_ends(family, tmp_path):
+    """Not for its length, not for being cut, and not by the batch's scale; where nothing scales them, KL in the reward acts."""
+    stage = stage_of(tmp_path, unfinished_reward=-1.0, row=family, samples_per_prompt=2)
+    stage.config.overlong_share = 0.5
+    trainable = stage.start(jax.jit(stage.init)(jax.random.key(0)))
+    frozen = {"reference": jax.tree.map(lambda x: 1.1 * x, trainable["policy"])}
+    rows = {f"{name}_BT": np.ones((4, 8), np.int32) for name in ("tokens", "targets", "segment_ids")}
+    rows["positions_BT"] = np.tile(np.arange(8, dtype=np.int32), (4, 1))
+    mask = (np.arange(8) < np.array([[6], [5], [6], [2]])).astype(np.float32)
+    rows |= {"mask_BT": mask, "sampler_logp_BT": -mask, "finished_B": np.array([1, 0, 0, 1], np.float32),
+             "reward_B": np.array([1, 0, 0, 0], np.float32), "scored_B": np.array([1, 1, 0, 0], np.float32)}
+    targets = jax.jit(stage.targets)
+    made, _ = targets(trainable, frozen, rows)
+    alone, _ = targets(trainable, frozen, rows | {"finished_B": np.array([1, 0, 1, 1], np.float32)})
+    np.testing.assert_array_equal(made["advantage_BT"], alone["advantage_BT"])
+    assert made["reward_B"][2:].tolist() == [0, 0]
+    np.testing.assert_array_equal(np.asarray(made["advantage_BT"])[0] != 0, mask[0] > 0)
+    acts = stage.config.kl_coefficient > 0 and stage.config.advantage_scale == "none"
+    assert np.any(made["advantage_BT"][2:]) == acts
+
+
 def test_responses_left_out_are_in_no_mask(tmp_path, monkeypatch):
     stage = stage_of(tmp_path, dynamic_sampling=1, advantage_scale="none", batch_size=8)
     Scripted(stage, monkeypatch, [[TELLS, WRONG, WRONG, WRONG]] * 2)
@@ -148,7 +170,7 @@ def test_responses_left_out_are_in_no_mask(tmp_path, monkeypatch):
     assert sorted(batch["mask_BT"].sum(1).tolist()) == [0] * 4 + [6] * 4
     advantage = batch["advantage_BT"].max(1) + batch["advantage_BT"].min(1)
     assert sorted(advantage[batch["mask_BT"].any(1)].tolist()) == [-0.5, -0.5, 0.5, 0.5]
-    assert not advantage[~batch["mask_BT"].any(1)].any() and abs(figures["kl"]) < 1e-4
+    assert not advantage[~batch["mask_BT"].any(1)].any() and abs(figures["objective/kl"]) < 1e-4
 
 
 def test_chosen_responses_come_from_their_own_draw():
@@ -178,7 +200,7 @@ def test_a_long_answer_costs_in_the_reward_and_the_kl_of_the_reward_is_its_own_s
     rows["positions_BT"] = np.tile(np.arange(8, dtype=np.int32), (4, 1))
     mask = (np.arange(8) < np.array([[6], [5], [4], [2]])).astype(np.float32)
     rows |= {"mask_BT": mask, "sampler_logp_BT": -mask, "finished_B": np.ones(4, np.float32),
-             "reward_B": np.ones(4, np.float32)}
+             "reward_B": np.ones(4, np.float32), "scored_B": np.ones(4, np.float32)}
     made = {}
     for name, changes in {"plain": {}, "long": dict(overlong_share=0.5), "kl": dict(kl_coefficient=2.0)}.items():
         stage = stage_of(tmp_path, advantage_scale="none", **changes)

@@ -43,25 +43,27 @@ def rows(finished=(1, 1, 1, 1)):
     tokens = rng.integers(10, 300, (B, T + 1)).astype(np.int32)
     return {"tokens_BT": tokens[:, :-1] * inside, "targets_BT": tokens[:, 1:] * inside, "positions_BT": at * inside,
             "segment_ids_BT": inside, "mask_BT": ((at >= first) & (at < last)).astype(np.float32),
-            "sampler_logp_BT": np.zeros((B, T), np.float32), "finished_B": np.array(finished, np.float32)}
+            "sampler_logp_BT": np.zeros((B, T), np.float32), "finished_B": np.array(finished, np.float32),
+            "scored_B": np.ones(B, np.float32)}
 
 
 # -- the critic -------------------------------------------------------------------------------------------------------
 
 
-def test_while_the_critic_warms_up_the_policy_stays_as_it_was(tmp_path):
-    stage = stage_of(tmp_path, critic_warmup=2)  # a rollout holds two steps
-    trainable = started(stage)
-    for step, still in ((0, True), (1, True), (2, False)):
-        batches, _ = stage.next_batches(State(trainable, step, jax.random.key(1)))
-        assert not any(batch["advantage_BT"].any() for batch in batches) == still
-        # What the critic is to learn is there from the first.
-        assert all(batch["returns_BT"].any() for batch in batches)
-    train_stage(tiny_stages.config("ppo", steps=2, critic_warmup=2), tmp_path / "warm")
+@pytest.mark.parametrize("changes", [dict(), dict(critic="shared", objective=dict(entropy_coefficient=0.1))])
+def test_while_the_critic_warms_up_the_policy_stays_as_it_was(changes, tmp_path):
+    """Whatever the objective wants of it, entropy or a trunk for the critic."""
+    network = stage_of(tmp_path).network
+    begun = load_params(read_meta(tiny_stages.trained("sft"))[0], "policy", network.abstract)
+    train_stage(tiny_stages.config("ppo", steps=4, critic_warmup=4, checkpoint_every=1, keep=4, **changes), tmp_path / "warm")
     folder, meta = read_meta(tmp_path / "warm")
-    policy = load_params(folder, meta["policy"], stage.network.abstract)
-    jax.tree.map(np.testing.assert_array_equal, policy, load_params(
-        read_meta(tiny_stages.trained("sft"))[0], "policy", stage.network.abstract))
+    jax.tree.map(np.testing.assert_array_equal, load_params(folder, meta["policy"], network.abstract), begun)
+    losses = [line["value"] for line in tiny_stages.metrics(tmp_path / "warm")]
+    assert losses[0] != losses[2]  # the critic did learn
+    train_stage(tiny_stages.config("ppo", steps=4, critic_warmup=2, **changes), tmp_path / "on")  # a rollout holds two steps
+    folder, meta = read_meta(tmp_path / "on")
+    moved = load_params(folder, meta["policy"], network.abstract)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), moved, begun)))
 
 
 def test_a_separate_critic_may_start_as_the_policy_under_a_fresh_head(tmp_path):
@@ -205,6 +207,19 @@ def test_a_reward_that_judges_the_text_is_the_score_and_rows_of_other_kinds_have
     assert one.tolist() == [2.0] and figures["reward/format"] == 1.0
     stage = stage_of(tmp_path, reward_kinds=["other"], **verified("policy"))
     assert stage.rewards([{"prompt": "", "answer": "1", "kind": "sum"}], ["two"])[0].tolist() == [0.0]
+
+
+def test_rows_that_nobody_judges_score_nothing_and_scale_nothing(tmp_path):
+    changes = dict(unfinished_penalty=0.5, reward_scaling="normalise", **verified("policy"))
+    stage = stage_of(tmp_path, **changes)
+    trainable, targets = started(stage), jax.jit(stage.targets)
+    batch = rows(finished=(1, 1, 0, 0)) | {"reward_B": np.array([1.0, 3.0, 0.0, 0.0], np.float32),
+                                           "scored_B": np.array([1, 1, 0, 0], np.float32)}
+    made, figures = targets(trainable, stage.frozen, batch, stage.carried)
+    np.testing.assert_allclose(made["reward_B"], [-1.0, 1.0, 0.0, 0.0], rtol=1e-6)  # (r − 2) / 1, and nothing for being cut
+    assert (float(figures["reward_count"]), float(figures["reward_mean"])) == (2.0, 2.0)
+    judged, _ = targets(trainable, stage.frozen, batch | {"scored_B": np.ones(4, np.float32)}, stage.carried)
+    np.testing.assert_allclose(judged["reward_B"], [-1.0, 1.0, -0.5, -0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])

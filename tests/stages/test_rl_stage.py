@@ -16,5 +16,5 @@ def test_the_first_response_is_shown_with_its_mask_and_the_first_and_last_rollou
     rows = re.findall(r"^<s><\|user\|>.*<\|assistant\|>⟦(.*)⟧\n(\d+) of \d+ positions count", capsys.readouterr().out,
                       re.MULTILINE)
     assert len(rows) == 1 and 1 <= int(rows[0][1]) <= config.max_new_tokens  # of two rollouts the first
-    assert done["before"].keys() == done["after"].keys() >= {figure, "kl", "truncated", "length"}
-    assert done["before"]["kl"] == pytest.approx(0, abs=1e-6) and done["before"] != done["after"]
+    assert done["before"].keys() == done["after"].keys() >= {figure, "objective/kl", "truncated", "length"}
+    assert done["before"]["objective/kl"] == pytest.approx(0, abs=1e-6) and done["before"] != done["after"]

@@ -341,6 +341,7 @@ def test_a_response_that_was_cut_earns_what_the_config_says(tmp_path, unfinished
     batch = {f"{name}_BT": np.ones((B, T), np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
     batch |= {"mask_BT": np.ones((B, T), np.float32), "sampler_logp_BT": np.zeros((B, T), np.float32),
               "reward_B": np.array([1.0, 1.0, 0.0, 1.0], np.float32),
+              "scored_B": np.ones(B, np.float32),
               "finished_B": np.array([1, 0, 1, 1], np.float32)}  # the second had said the right thing, and then went on
     made_of, _ = jax.jit(stage.targets)({"policy": policy}, {"reference": policy}, batch)
     np.testing.assert_allclose(made_of["reward_B"], [1.0, unfinished, 0.0, 1.0])

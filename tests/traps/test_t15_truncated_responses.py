@@ -50,7 +50,7 @@ def test_t15_what_a_cut_response_is_worth_is_a_named_setting(tmp_path):
     config = tiny_stages.config("ppo", unfinished_penalty=7.5, kl_coefficient=0.0)
     stage = STAGES["ppo"](config, tmp_path, make_mesh(devices=jax.devices()[:1]))
     trainable = stage.start(jax.jit(stage.init)(jax.random.key(0)))
-    rows = batch() | {"finished_B": FINISHED.astype(np.float32)}
+    rows = batch() | {"finished_B": FINISHED.astype(np.float32), "scored_B": np.ones(4, np.float32)}
     made, figures = jax.jit(stage.targets)(trainable, stage.frozen, rows)
     reward_B = np.asarray(made["reward_B"])
     np.testing.assert_allclose(reward_B[~FINISHED], reward_B[FINISHED].mean() - 7.5, rtol=1e-5)
@@ -67,7 +67,8 @@ def test_t15_a_cut_response_earns_nothing_by_a_rule_and_stays_in_its_groups_mean
     stage = STAGES["grpo"](tiny_stages.config("grpo", advantage_scale="none"), tmp_path,
                            make_mesh(devices=jax.devices()[:1]))
     trainable = stage.start(jax.jit(stage.init)(jax.random.key(0)))
-    rows = batch() | {"finished_B": FINISHED.astype(np.float32), "reward_B": np.ones(4, np.float32)}
+    rows = batch() | {"finished_B": FINISHED.astype(np.float32), "reward_B": np.ones(4, np.float32),
+                      "scored_B": np.ones(4, np.float32)}
     made, _ = jax.jit(stage.targets)(trainable, stage.frozen, rows)
     assert made["reward_B"].tolist() == [0.0, 1.0, 1.0, 0.0]
     advantage = np.asarray(made["advantage_BT"])

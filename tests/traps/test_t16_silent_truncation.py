@@ -94,24 +94,45 @@ def test_t16_equal_scores_of_a_learned_reward_warn_in_ppo_when_they_set_in():
     token = np.ones((3, 2), np.float32)
     rest = dict(mask_BT=token, returns_BT=token, old_value_BT=0 * token, old_logp_BT=-token, ref_logp_BT=-token)
 
-    def rollout(scores, finished=(1, 1, 0)):
+    def rollout(scores, finished=(1, 1, 1), scored=(1, 1, 1)):
         n = len(scores)
         batch = {name: array[:n] for name, array in rest.items()}
-        ends = {"finished_B": np.array(finished[:n], np.float32)}
+        ends = {"finished_B": np.array(finished[:n], np.float32), "scored_B": np.array(scored[:n], np.float32)}
         stage.carry_on(batch | ends | {"reward_B": np.array(scores, np.float32)}, {"kl": 0.0})
         return len(said)
 
     assert rollout([5, 5, 4]) == 0 and rollout([5, 5, 5]) == 1 and rollout([2, 2, 2]) == 1
-    assert "all 3 responses score 5, so there is nothing to learn from but the KL penalty" in said[0]
+    assert "all 3 finished responses score 5, so there is nothing to learn from but the KL penalty" in said[0]
     assert "reward_clip=5" in said[0]
     assert rollout([1, 2, 3]) == 1 and rollout([1, 1, 1], finished=(0, 0, 0)) == 1 and rollout([1]) == 1
-    assert rollout([5, 5, 5]) == 2
+    assert rollout([5, 5, 5]) == 2 and rollout([1, 2, 3]) == 2
+    # Neither what a cut response loses nor the 0 of a row that nobody judges is a spread.
+    assert rollout([5, 5, 1], finished=(1, 1, 0)) == 3 and rollout([1, 2, 3]) == 3
+    assert rollout([5, 5, 0], scored=(1, 1, 0)) == 4 and rollout([1, 2, 0], scored=(1, 1, 0)) == 4
 
 
 def test_t16_a_rollout_without_one_end_warns_in_every_rl_stage_when_it_sets_in():
     stage, said = object.__new__(PolicyStage), []
     stage.config, stage.warn = ConfigDict(dict(max_new_tokens=7)), said.append
-    for finished, lines in [([0, 1], 0), ([0, 0], 1), ([0, 0], 1), ([1, 0], 1), ([0, 0], 2)]:
-        stage._watch_ends(np.array(finished, bool))
+    for all_cut, lines in [(False, 0), (True, 1), (True, 1), (False, 1), (True, 2)]:
+        stage._watch_ends(all_cut)
         assert len(said) == lines
-    assert "all 2 responses were cut at max_new_tokens=7" in said[0]
+    assert "all responses that were drawn were cut at max_new_tokens=7" in said[0]
+
+
+def test_t16_the_share_is_of_all_that_were_drawn_whatever_becomes_of_them(tmp_path, monkeypatch):
+    """Groups that were cut earn the same and are replaced: they must not vanish from the share too."""
+    stage = STAGES["grpo"](tiny_stages.config("grpo", dynamic_sampling=1), tmp_path, make_mesh(devices=jax.devices()[:1]))
+    trainable, sampler, said = stage.start(jax.jit(stage.init)(jax.random.key(0))), stage.sampler, []
+    stage.warn, count = said.append, []
+
+    def drawn(*args):
+        made = sampler(*args)
+        count.append(np.where(np.arange(len(made.reason)) < len(made.reason) * (1 - len(count) / 2), "length", "stop"))
+        return dataclasses.replace(made, reason=count[-1])
+
+    stage.sampler = drawn
+    monkeypatch.setattr(stage, "rewards", lambda rows, responses: (np.zeros(len(rows), np.float32), {}))
+    _, figures = stage.next_batches(TrainState(np.int32(0), trainable, (), jax.random.key(0)))
+    assert len(count) == 2 and figures["truncated"] == np.mean([reason == "length" for reason in count]) == 0.75
+    assert not any("were cut" in line for line in said)
