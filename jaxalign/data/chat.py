@@ -127,7 +127,16 @@ def check_prefix_stable(tokenizer, template=None):
     talk = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2.\n"},
             {"role": "user", "content": " And then?"}, {"role": "assistant", "content": "<think>3</think> 4"},
             {"role": "user", "content": "Thanks."}]
+    for n in range(4):  # some forget what is far behind
+        talk += [{"role": "assistant", "content": f"So {n}?"}, {"role": "user", "content": f"Yes, {n}."}]
     _check_prefixes(talk, 1, tokenizer, template)
+    called = [*talk[:2], {"role": "tool", "content": "4"}, *talk[3:6]]  # or what a tool said long ago
+    try:
+        render(called[:3], tokenizer, template=template)
+    except DataError:  # it writes no tool's turn, so none differently
+        pass
+    else:
+        _check_prefixes(called, 1, tokenizer, template)
     told = [{"role": "system", "content": "Be brief."}, *talk]  # which some write into the last question, wherever that is
     try:
         render(told[:2], tokenizer, add_generation_prompt=True, template=template)
@@ -138,7 +147,11 @@ def check_prefix_stable(tokenizer, template=None):
 
 def _check_prefixes(talk, first, tokenizer, template):
     """Refuses a template that does not write the first turns of a talk, from `first` of them on, as the whole begins."""
-    whole, _ = render(talk, tokenizer, template=template)
+    try:
+        whole, _ = render(talk, tokenizer, template=template)
+    except DataError as error:
+        raise ConfigError(f"chat template: it does not write all of {len(talk)} turns ({error.got}); a template for reinforcement "
+                          "learning must be prefix-stable: give one that is") from None
     for turns in range(first, len(talk)):
         asks = talk[turns]["role"] == "assistant"
         part, _ = render(talk[:turns], tokenizer, add_generation_prompt=asks, template=template)

@@ -40,7 +40,7 @@ class JinjaTemplate:
             raise ConfigError(f"chat template, line {getattr(error, 'lineno', '?')}: {error}") from None
         except (RecursionError, ValueError) as error:  # nested too deeply; a number that Python does not read
             raise ConfigError(f"chat template: it cannot be read ({str(error)[:100]})") from None
-        self._marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
+        self._marks = bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", re.sub(r"(?s)\{#.*?#\}", "", source)))
 
     def render(self, messages, tokenizer, add_generation_prompt=False):
         """(ids, mask) of a conversation. Raises TemplateFault."""
@@ -58,8 +58,10 @@ class JinjaTemplate:
         spans = [_to_its_end(text, span, specials) for span in spans]
         tokens = tokenizer.encode_rendered(text, {start for start, _ in spans}, specials, BROKEN)
         spans = [span for span, message in zip(spans, counted) if message.get("train", True)]
-        # SentencePiece's space before a word may have no width: where one span ends it is the next part's.
-        mask = [int(any(start <= s < end and e <= end for start, end in spans)) for _, s, e in tokens]
+        # SentencePiece's space before a word may have no width: where one span ends it is the next part's. A special token may
+        # take the white space behind it along, which stands outside the turn that it ends.
+        mask = [int(any(start <= s < end and (e <= end or i in tokenizer.special_ids) for start, end in spans))
+                for i, s, e in tokens]
         return [i for i, *_ in tokens], mask
 
     def _message(self, message, specials):

@@ -37,7 +37,7 @@ class PublishedTokenizer:
         config = _json(self.files, "tokenizer_config.json")
         names = _json(self.files, "special_tokens_map.json") | config
         self._names = {name: _content(names.get(name)) for name in NAMED}
-        self._vocabulary = open_vocabulary(self.files)
+        self._vocabulary = open_vocabulary(self.files, _json(self.files, "added_tokens.json"))
         self.vocab_size, self.special_texts = self._vocabulary.size, dict(self._vocabulary.specials)
         for text in self._names.values():  # named as special, so special, whatever the vocabulary says
             if text is not None and (i := self._vocabulary.id_of(text)) is not None:
@@ -189,12 +189,15 @@ def read_folder(folder):
         return PublishedTokenizer(pack_files(files))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:  # values of kinds that none expects
+        raise ConfigError(f"{folder}: its tokenizer's files hold something that cannot be used "
+                          f"({type(error).__name__}: {str(error)[:200]}); copy or download them again") from None
 
 
 def _json(files, name):
     try:
         value = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not JSON ({error})") from None
     return value if isinstance(value, dict) else {}
 

@@ -14,11 +14,12 @@ BYTE_OF = {chr(b): b for b in _PRINTABLE} | {
     chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in _PRINTABLE)}
 
 
-def open_vocabulary(files):
-    """The vocabulary of a tokenizer's files (name → bytes)."""
+def open_vocabulary(files, added):
+    """The vocabulary of a tokenizer's files (name → bytes), to one of SentencePiece with the tokens (text → id) that were
+    added later."""
     if "tokenizer.json" in files:
         return JsonVocabulary(files["tokenizer.json"])
-    return SentencePieceVocabulary(files["tokenizer.model"])
+    return SentencePieceVocabulary(files["tokenizer.model"], added)
 
 
 class JsonVocabulary:
@@ -81,21 +82,27 @@ class JsonVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A `tokenizer.model`; its control symbols are the special tokens. Attributes as of `JsonVocabulary`."""
+    """A `tokenizer.model`; its control symbols are the special tokens, and what was added behind its pieces. Attributes as of
+    `JsonVocabulary`."""
 
-    def __init__(self, data):
+    def __init__(self, data, added=None):
         import sentencepiece
 
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
             raise ConfigError(f"tokenizer.model: bytes that SentencePiece cannot parse ({error})") from None
-        self.size = self._processor.vocab_size()
-        self.specials = {self.piece(i): i for i in range(self.size) if self._processor.is_control(i)}
-        self.complete = any(self._processor.is_byte(i) for i in range(self.size))
+        size = self._processor.vocab_size()
+        self._added = {i: text for text, i in (added or {}).items() if i >= size}
+        self.size = max([size - 1, *self._added]) + 1
+        self.specials = {self.piece(i): i for i in range(size) if self._processor.is_control(i)}
+        self.specials |= {text: i for i, text in self._added.items()}
+        self.complete = any(self._processor.is_byte(i) for i in range(size))
         self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
 
     def id_of(self, text):
+        if text in self.specials:
+            return self.specials[text]
         i = self._processor.piece_to_id(text)
         return i if self._processor.id_to_piece(i) == text else None
 
@@ -119,11 +126,11 @@ class SentencePieceVocabulary:
         return self._processor.decode(ids) if ids else ""
 
     def piece(self, i):
-        return self._processor.id_to_piece(i)
+        return self._added[i] if i in self._added else self._processor.id_to_piece(i)
 
     def is_word(self, i):
         p = self._processor
-        return not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i) or _NAME.fullmatch(self.piece(i)))
+        return i < p.vocab_size() and not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i) or _NAME.fullmatch(self.piece(i)))
 
     def piece_bytes(self, i):
         piece = self.piece(i)
@@ -159,12 +166,13 @@ _PATTERNS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
              r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }  # fmt: skip
+WHOLE_WORDS = ("llama-bpe",)  # in which a word that is a piece is that piece, whatever merges would lead to
 CUTS = {"gpt-2": [GPT2_CUT], "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_CUT]} | {
     name: [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
            GPT2_CUT | {"use_regex": False}] for name, pattern in _PATTERNS.items()}
 
 
-def byte_level_json(ids, merges, specials, cut="gpt-2"):
+def byte_level_json(ids, merges, specials, cut="gpt-2", *, whole=(), first=None):
     """The bytes of a `tokenizer.json`: byte pairs merged as in GPT-2.
 
     Args:
@@ -172,15 +180,22 @@ def byte_level_json(ids, merges, specials, cut="gpt-2"):
       merges: list of pairs of pieces, the first merged first.
       specials: pieces that are special tokens.
       cut: of CUTS.
+      whole: pieces that are text and never taken apart.
+      first: the special token that stands before a text; None is none.
     """
     added = [{"id": ids[text], "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": True} for text in specials if text in ids]
+              "normalized": False, "special": text not in whole} for text in (*specials, *whole) if text in ids]
+    starts = first if first is None else {
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {first: {"id": first, "ids": [ids[first]], "tokens": [first]}}}
     spec = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[cut]}, "post_processor": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": CUTS[cut]}, "post_processor": starts,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                  "ignore_merges": cut in WHOLE_WORDS, "vocab": ids,
                   "merges": merges},
     }  # fmt: skip
     return json.dumps(spec, ensure_ascii=False).encode()

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxalign.data.published import unpack_files
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, open_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import mapping_of
 from jaxalign.exchange.importing import MODULES
@@ -23,8 +23,10 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import describe, find_family
 from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, unpack_tokenizer
 
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
-          "float64": np.dtype(np.float64)}  # fmt: skip
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+TALKING = ("sft", "reward", "dpo", "ppo", "grpo")  # stages that read conversations
 
 
 def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
@@ -51,7 +53,8 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
                           "transformers does; only pooling='last' can be exported")
     model = ModelConfig(**meta["model"])
     origin = meta.get("published", {})
-    published = _config(origin, model, head, dtype)
+    tokenizer = open_tokenizer(unpack_tokenizer(meta))
+    published = _config(origin, model, head, dtype, tokenizer)
     part = "reward" if head == "reward" else meta["policy"]
     abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
     shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
@@ -76,8 +79,8 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
     with _written_whole(to) as aside:
         write(aside, tensors, make, largest_shard=largest_shard)
         _dump(aside / "config.json", published)
-        if origin.get("generation"):
-            _dump(aside / "generation_config.json", origin["generation"])
+        if generation := origin.get("generation") if origin else _ends(tokenizer):
+            _dump(aside / "generation_config.json", generation)
         for name, data in tokenizer_files(meta).items():
             (aside / name).write_bytes(data)
     return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
@@ -122,8 +125,15 @@ def _written_whole(to):
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _config(origin, model, head, dtype):
-    published = dict(origin.get("config") or describe(model))
+def _ends(tokenizer):
+    """What a config says of where texts begin and end; without it others would take those of the family's first model."""
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+
+
+def _config(origin, model, head, dtype, tokenizer):
+    published = dict(origin.get("config") or describe(model) | _ends(tokenizer))
+    if head == "reward" and published.get("pad_token_id") is None:  # by which a classifier finds a row's last token
+        published["pad_token_id"] = tokenizer.pad_id
     family = find_family(published)
     kind = "ForSequenceClassification" if head == "reward" else None
     if kind and not published.get("architectures", [""])[0].endswith(kind):
@@ -142,7 +152,10 @@ def tokenizer_files(meta):
     template that writes what `data.chat.TEMPLATE` does."""
     data = unpack_tokenizer(meta)
     if data.startswith(b"PK"):
-        return unpack_files(data)
+        tokenizer, files = open_tokenizer(data), unpack_files(data)
+        talks = any(stage["stage"] in TALKING for stage in meta["lineage"])
+        # Published without a template, and has learned to converse in ours.
+        return files | ({"chat_template.jinja": tokenizer.template.source.encode()} if talks and not tokenizer.has_template else {})
     tokenizer = Tokenizer(data)
     headers = {role: header for role, (header, _) in tokenizer.template.roles.items()}
     template = ("{{ bos_token }}{% for m in messages %}{{ {" + ", ".join(f"'{r}': '{h}'" for r, h in headers.items())

@@ -22,14 +22,15 @@ def read_json(path, required=False):
         if isinstance(value, dict):
             return value
         raise ValueError("it holds no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error})") from None
 
 
 def head_of(config, where):
     """What a config.json's model gives: "policy" (a language model) or "reward" (one score)."""
-    architecture = (config.get("architectures") or [find_family(config, where).architecture])[0]
-    head = next((head for end, head in HEADS.items() if architecture.endswith(end)), None)
+    named = config.get("architectures") or [find_family(config, where).architecture]
+    architecture = named[0] if isinstance(named, list) else named
+    head = next((head for end, head in HEADS.items() if str(architecture).endswith(end)), None)
     if head is None:
         raise ConfigError(f"{where}: architectures={architecture!r}; expected a name that ends in {', '.join(HEADS)}")
     labels = config.get("num_labels") or len(config.get("id2label") or "12")

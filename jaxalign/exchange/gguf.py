@@ -22,7 +22,8 @@ NAMES = {
 ROPE_TABLE = "rope_freqs.weight"  # of Llama 3.1 and later: what each wave is stretched by
 LLAMA3 = [{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)]  # of 3.1 and 3.3; of 3.2
-CONTROL, BYTE = 3, 6  # of tokenizer.ggml.token_type
+CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # of tokenizer.ggml.token_type
+BEGINS = ("llama-bpe",)  # of tokenizer.ggml.pre: those whose texts begin with BOS where the file does not say
 
 
 def read_gguf(path):
@@ -38,10 +39,10 @@ def read_gguf(path):
         raise ConfigError(f"GGUF files need the package gguf; {get_extra('hf')}") from None
     try:
         reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # whatever the package meets in bytes that are something else
         raise CheckpointError(f"{path}: cannot be read as GGUF ({type(error).__name__}: {str(error)[:200]}); it is "
                               "damaged or no GGUF file: copy or download it again") from None
-    fields = {name: field.contents() for name, field in reader.fields.items()}
     architecture = fields.get("general.architecture")
     if architecture not in FAMILIES:
         raise ConfigError(f"{path}: general.architecture={architecture!r}; expected one of {', '.join(FAMILIES)}")
@@ -89,8 +90,9 @@ class Tensors:
 
     def __init__(self, path, reader, architecture, fields):
         self._paired = FAMILIES[architecture][1]
-        self._heads = {"self_attn.q_proj": int(fields.get(f"{architecture}.attention.head_count", 0)),
-                       "self_attn.k_proj": int(fields.get(f"{architecture}.attention.head_count_kv", 0))}
+        heads = int(fields.get(f"{architecture}.attention.head_count", 0))
+        self._heads = {"self_attn.q_proj": heads,
+                       "self_attn.k_proj": int(fields.get(f"{architecture}.attention.head_count_kv", heads))}
         self._tensors = {_name(t.name): t for t in reader.tensors if t.name != ROPE_TABLE}
         self.rope_table = next((t for t in reader.tensors if t.name == ROPE_TABLE), None)
         self.names = set(self._tensors)
@@ -181,9 +183,15 @@ def _tokenizer(fields):
         if cut not in CUTS:
             raise ConfigError(f"tokenizer.ggml.pre={cut!r}; expected one of {', '.join(CUTS)}")
         merges = [pair.split(" ") for pair in fields["tokenizer.ggml.merges"]]
-        files = {"tokenizer.json": byte_level_json({t: i for i, t in enumerate(texts)}, merges, special, cut)}
+        whole = [text for text, kind in zip(texts, kinds) if kind == USER_DEFINED]
+        first = config.get("bos_token") if fields.get("tokenizer.ggml.add_bos_token", cut in BEGINS) else None
+        if first is not None and first not in special:
+            special.append(first)
+        files = {"tokenizer.json": byte_level_json({t: i for i, t in enumerate(texts)}, merges, special, cut, whole=whole,
+                                                   first=first)}
     elif kind == "llama":
-        files = {"tokenizer.model": sentencepiece_model(texts, fields["tokenizer.ggml.scores"], kinds)}
+        prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+        files = {"tokenizer.model": sentencepiece_model(texts, fields["tokenizer.ggml.scores"], kinds, prefix)}
         config["add_bos_token"] = bool(fields.get("tokenizer.ggml.add_bos_token", True))
     else:
         raise ConfigError(f"tokenizer.ggml.model={kind!r}; expected gpt2 or llama")
@@ -191,8 +199,8 @@ def _tokenizer(fields):
     return PublishedTokenizer(pack_files(files))
 
 
-def sentencepiece_model(texts, scores, kinds):
-    """The bytes of a SentencePiece model of byte pairs: the best score is merged first."""
+def sentencepiece_model(texts, scores, kinds, prefix=True):
+    """The bytes of a SentencePiece model of byte pairs: the best score is merged first. `prefix`: a text begins with a space."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -200,7 +208,7 @@ def sentencepiece_model(texts, scores, kinds):
     proto.trainer_spec.byte_fallback = BYTE in kinds
     proto.trainer_spec.vocab_size = len(texts)
     proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.add_dummy_prefix = prefix
     proto.normalizer_spec.remove_extra_whitespaces = False
     for text, score, kind in zip(texts, scores, kinds):
         proto.pieces.add(piece=text, score=float(score), type=int(kind))

@@ -15,7 +15,7 @@ from jaxalign.models.families.layouts import LAYOUTS, inputs_of
 from jaxalign.sharding import shardings
 from jaxalign.train.checkpoint import flat_shapes
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16")  # which float32 holds exactly
 
 
 class Mapping:

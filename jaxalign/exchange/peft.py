@@ -26,6 +26,7 @@ from jaxalign.train.checkpoint import flat_shapes, read_meta, read_params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 PREFIX = "base_model.model."
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # of init_lora_weights: how factors began, and the base with them
 FACTORS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 
 
@@ -145,6 +146,12 @@ def read_adapters(path, meta):
         if given.get(key) not in right:
             raise ConfigError(f"{where}: {key}={given.get(key)!r}; jaxalign reads adapters of type LORA alone, without "
                               "biases or further modules")
+    begun = str(given.get("init_lora_weights")).lower()
+    if begun.startswith(CHANGES_BASE):
+        raise ConfigError(f"{where}: init_lora_weights={begun!r}, with which PEFT changes the base too when it reads the adapter; save "
+                          "it anew as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)")
+    if not isinstance(given.get("lora_alpha"), (int, float)):
+        raise ConfigError(f"{where}: lora_alpha={given.get('lora_alpha')!r}; expected a number")
     files, places = Safetensors(path, WEIGHTS), Places(meta)
     found = {}  # published module → {"a": …, "b": …}
     for name in files.names:

@@ -52,7 +52,7 @@ class Safetensors:
                     raise CheckpointError(f"{folder / shard}: the index {index.name} names this shard, there is no such "
                                           "file; copy it beside the others")
                 self.entries |= _entries(folder / shard)
-            if lost := sorted(set(where) - set(self.entries)):
+            if lost := sorted(n for n, shard in where.items() if n not in self.entries or self.entries[n].path.name != shard):
                 raise CheckpointError(f"{folder}: {index.name} names {lost[0]} in {where[lost[0]]}, which does not hold it; "
                                       "the files are not of one model")
         elif single.is_file():
@@ -91,7 +91,7 @@ def _weight_map(path):
         if all(isinstance(shard, str) and pathlib.PurePath(shard).name == shard for shard in where.values()):
             return where
         raise ValueError("a shard that is no file name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected an object with a weight_map from tensors to files "
                               f"({type(error).__name__}: {error})") from None
 
@@ -118,7 +118,7 @@ def _entries(path):
                 first, last = map(int, e["data_offsets"])
                 shape = tuple(map(int, e["shape"]))
                 entries[name] = Entry(path, str(e["dtype"]), shape, 8 + size + first, last - first)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             bad(f"its header cannot be read ({type(error).__name__}: {error})")
     end = max((e.first + e.size for e in entries.values()), default=8 + size)
     if end != total:

@@ -1,6 +1,8 @@
 """What a transformer is: one config of plain values, whose defaults are a Llama and whose fields say what differs."""
 
 import dataclasses
+import math
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ CHOICES = {
     "mlp": ("gated", "plain", "experts"),
     "activation": ("silu", "gelu", "gelu_tanh"),
 }
+SIZES = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "unroll")  # at least 1
 LAYER_KINDS = ("full", "window", "full_unrotated")
 ROPE_SCALINGS = {"linear": 1, "llama3": 4, "yarn": 5}  # name → how many numbers follow it: see models/rotary.py
 
@@ -69,8 +72,13 @@ class ModelConfig:
     def __post_init__(self):
         for field in ("layer_kinds", "rope_scaling"):  # lists where they come from JSON, which cannot be hashed
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if self.num_layers < 1:
-            raise ConfigError(f"model.num_layers={self.num_layers} must be 1 or more")
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name in SIZES)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if field.type is int and not (whole and value >= least):
+                raise ConfigError(f"model.{field.name}={value!r} must be a whole number, {least} or more")
+            if field.type is float and not (isinstance(value, Real) and math.isfinite(value)):
+                raise ConfigError(f"model.{field.name}={value!r} must be a finite number")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"model.num_heads={self.num_heads} must be a multiple of "
                               f"model.num_kv_heads={self.num_kv_heads}")

@@ -62,6 +62,64 @@ def test_the_assistants_words_and_the_ends_of_its_turns_are_targets(template):
     assert targets(t, *render(quiet, t)) == "\n\nNo.\n<|im_end|>"
 
 
+def stripping(template, which):
+    """The same tokenizer with special tokens that take white space along, as Phi-3's do."""
+    files = dict(tokenizer(template).files)
+    spec = json.loads(files["tokenizer.json"])
+    for token in spec["added_tokens"]:
+        token.update(dict.fromkeys(which, True))
+    return PublishedTokenizer(pack_files(files | {"tokenizer.json": json.dumps(spec).encode()}))
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, FORGETS], ids=["prefixes", "generation", "unstable"])
+@pytest.mark.parametrize("which", [["rstrip"], ["lstrip"], ["lstrip", "rstrip"]])
+def test_the_end_of_a_turn_is_a_target_whatever_white_space_it_takes_along(template, which):
+    t = stripping(template, which)
+    assert t.end_id == t.special_texts["<|im_end|>"] and t.stop_ids == (t.end_id,)
+    ids, mask = render(TALK, t)
+    assert [i for i, m in zip(ids, mask) if m].count(t.end_id) == 2
+    assert targets(t, ids, mask).split("<|im_end|>")[:2] == ["Yes.", "\n\nNo." + "\n" * ("lstrip" not in which)]
+
+
+@pytest.mark.parametrize("mark", ["{%+ generation %}", "{%- generation +%}", "{%generation%}"])
+def test_however_it_is_written_the_mark_is_no_text(mark):
+    t = tokenizer(MARKED.replace("{% generation %}", mark))
+    ids, mask = render(TALK, t)
+    assert targets(t, ids, mask) == "Yes.<|im_end|>\n\nNo.\n<|im_end|>" and "\ufdd1" not in t.decode(ids)
+
+
+def test_a_comment_that_speaks_of_the_mark_is_none():
+    t = tokenizer("{# has no {% generation %} #}" + CHATML)
+    assert targets(t, *render(TALK, t)) == "Yes.<|im_end|>\n\nNo.\n<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [
+    CHATML.replace("in messages", "in (messages if messages|length <= 6 else messages[-4:])"),
+    CHATML.replace("m['content']", "('[cut]' if m['role'] == 'tool' and not loop.last else m['content'])")],
+    ids=["forgets what is far behind", "cuts what a tool said"])
+def test_t17_a_template_that_rewrites_what_is_long_past_is_refused_for_reinforcement_learning(template):
+    with pytest.raises(ConfigError, match="must be prefix-stable"):
+        check_prefix_stable(tokenizer(template))
+
+
+@pytest.mark.parametrize("files, words", [
+    ({"chat_template.jinja": b"\xff\xfe"}, "UnicodeDecodeError"),
+    (dict(chat_template={"a": 1}), "cannot be used"), (dict(chat_template=5), "cannot be used"),
+    (dict(chat_template=[{"template": "x"}]), "cannot be used"), (dict(chat_template="\ud800"), "chat template"),
+    (dict(eos_token=["<|im_end|>"]), "cannot be used"),
+    ({"tokenizer_config.json": b"[" * 200_000}, "not JSON"), ({"tokenizer.json": b"\xff"}, "cannot be read"),
+], ids=range(8))
+def test_files_that_hold_something_else_are_an_error_that_names_the_folder(files, words, tmp_path):
+    whole = dict(tokenizer().files)
+    named = {name: value for name, value in files.items() if isinstance(value, bytes)}
+    config = json.loads(whole["tokenizer_config.json"]) | {n: v for n, v in files.items() if n not in named}
+    for name, data in (whole | {"tokenizer_config.json": json.dumps(config).encode()} | named).items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises((ConfigError, DataError), match=words) as caught:
+        read_folder(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["prefixes", "generation"])
 def test_a_prompt_is_the_beginning_of_the_whole_whatever_the_pieces(template):
     """The newline before an answer and the one it begins with are one piece of the vocabulary, not across the cut."""
@@ -259,3 +317,22 @@ def test_a_published_sentencepiece_model(shared_data, tmp_path):
     ids, mask = render([{"role": "user", "content": "Who </s> is?"}, {"role": "assistant", "content": "I am."}], t)
     assert ids.count(1) == 1 and ids.count(2) == 1 and ids[-1] == 2 and mask[-1] == 1
     assert targets(t, ids, mask) == "I am.</s>"
+
+
+def test_tokens_that_were_added_to_a_sentencepiece_model(tmp_path):
+    """Behind its pieces, in a file of their own; in it may also stand what is among the pieces."""
+    from jaxalign.exchange.gguf import sentencepiece_model
+
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", *"abehistury", "\n", "."]
+    kinds = [2, 3, 3] + [1] * (len(pieces) - 3)
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(pieces, [0.0] * len(pieces), kinds))
+    n = len(pieces)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": n, "<|im_end|>": n + 1, "<s>": 1}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"bos_token": "<s>", "eos_token": "<|im_end|>", "chat_template": CHATML}))
+    t = load_tokenizer(tmp_path)
+    assert t.vocab_size == n + 2 and t.stop_ids == (n + 1,) and {1, 2, n, n + 1} <= t.special_ids
+    ids, mask = render([{"role": "user", "content": "is <|im_end|> us"}, {"role": "assistant", "content": "bat"}], t)
+    assert ids.count(n) == 2 and ids.count(n + 1) == 2 and not t.is_word(n + 1) and t.piece(n) == "<|im_start|>"
+    assert targets(t, ids, mask) == "bat<|im_end|>" and t.decode(ids).count("bat") == 1
+    assert open_tokenizer(t.model_bytes) == t

@@ -14,7 +14,9 @@ import tiny_stages  # noqa: E402
 from published_tokenizer import write_tokenizer  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
-from jaxalign.data.published import PublishedTokenizer, pack_files  # noqa: E402
+from jaxalign.data.chat import render  # noqa: E402
+from jaxalign.data.published import PublishedTokenizer, pack_files, read_folder  # noqa: E402
+from jaxalign.data.tokenizer import load_tokenizer  # noqa: E402
 from jaxalign.data.vocabularies import byte_level_json  # noqa: E402
 from jaxalign.errors import CheckpointError  # noqa: E402
 from jaxalign.exchange.importing import check_ids  # noqa: E402
@@ -88,7 +90,9 @@ def test_a_model_trained_here_is_exported_as_a_published_one_and_comes_back(name
         workdir = tmp_path / "trained"
         train_stage(tiny_stages.config("pretrain", model=tiny_stages.MODEL | changes, steps=1), workdir)
     assert main(["export", f"--checkpoint={workdir}", f"--to={tmp_path / 'out'}"]) == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == name
+    written, generation = (json.loads((tmp_path / "out" / f"{file}.json").read_text()) for file in ("config", "generation_config"))
+    ends = {"bos_token_id": 2, "eos_token_id": list(load_tokenizer(tiny_stages.TOKENIZER).stop_ids), "pad_token_id": 0}
+    assert written["model_type"] == name and written | ends == written and generation == ends
     assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'run'}"]) == 0
     _, before = read_meta(workdir)
     _, after = read_meta(tmp_path / "run")
@@ -107,6 +111,25 @@ def test_a_classifier_is_a_reward_model(tmp_path):
     assert main(["evaluate", f"--checkpoint={tmp_path / 'run'}", f"{data}:pairs"]) == 0
     assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
     same_tensors(model, tmp_path / "out")
+    # By which transformers finds the last token of a row in a batch.
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is not None
+
+
+def test_a_model_published_without_a_template_takes_along_the_one_that_it_was_trained_with(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    write_model(model, config_of("llama"))
+    write_tokenizer(model, template="")
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
+    rows = tiny_stages.jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "b"}] * 4)
+    train_stage(tiny_stages.config("sft", init_from=str(tmp_path / "run"), steps=1, data=dict(
+        train=[dict(path=str(rows), shape="prompt_response")], dev=[])), tmp_path / "sft")
+    for run, there in (("run", False), ("sft", True)):
+        out = tmp_path / f"out_{run}"
+        assert main(["export", f"--checkpoint={tmp_path / run}", f"--to={out}"]) == 0
+        assert (out / "chat_template.jinja").exists() == there
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert render(talk, read_folder(tmp_path / "out_sft")) == render(talk, read_folder(model))
 
 
 @pytest.mark.parametrize("case, name", [("llama, llama3 rope, tied", "lm_head.weight"), ("gpt2", "lm_head.weight")])
@@ -218,6 +241,15 @@ def index_of_another(folder):
     path.write_text(json.dumps(index))
 
 
+def index_in_another_shard(folder):
+    shard_lost(folder)
+    write_model(folder, config_of("llama"), largest_shard=4000)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][NORM] = next(shard for shard in index["weight_map"].values() if shard != index["weight_map"][NORM])
+    path.write_text(json.dumps(index))
+
+
 def index_to_elsewhere(folder):
     shard_lost(folder)
     path = folder / "model.safetensors.index.json"
@@ -242,7 +274,7 @@ def bad_template(source):
     (cut, "model.safetensors: it has .* bytes, its header says .*; it was cut short"),
     (garbage, "model.safetensors: its header should have"),
     (shard_lost, "the index model.safetensors.index.json names this shard, there is no such file"),
-    (integers, "is of type int32; expected one of float64, float32, float16, bfloat16"),
+    (integers, "is of type int32; expected one of float32, float16, bfloat16"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors: 0 bytes, too few for a header"),
     (lambda folder: (folder / "model.safetensors").unlink(), "expected model.safetensors or .*, there is neither"),
     (index_of_another, "names model.norm.extra in .*, which does not hold it"),
@@ -261,7 +293,16 @@ def bad_template(source):
     (another(rope_scaling={"rope_type": "longrope"}), "rope_type='longrope' is not something jaxalign can run"),
     (another(quantization_config={"quant_method": "gptq"}), "weights are quantised"),
     (another(architectures=["LlamaModel"]), "expected a name that ends in ForCausalLM"),
-    (another(num_hidden_layers=None), "a value cannot be used"),
+    (another(num_hidden_layers=None), r"model.num_layers=None must be a whole number, 1 or more|a value cannot be used"),
+    (another(hidden_size=16.0, head_dim=4), "config.json: model.width=16.0 must be a whole number, 1 or more"),
+    (another(hidden_size=-16), "must be a whole number, 1 or more"), (another(vocab_size=None), "model.vocab_size=None must be"),
+    (another(rms_norm_eps="1e-5"), "model.norm_eps='1e-5' must be a finite number"),
+    (another(rope_theta="abc"), "config.json: a value cannot be used .*abc"),
+    (another(rope_scaling={"rope_type": "yarn", "factor": 0}), "config.json: a value cannot be used"),
+    (another(architectures=[5]), "architectures=5; expected a name that ends in ForCausalLM"),
+    (lambda folder: write_model(folder, config_of("llama"), np.float64), "is of type float64; expected one of float32, float16"),
+    (lambda folder: (folder / "config.json").write_text("[" * 200_000), "config.json: cannot be read as JSON"),
+    (index_in_another_shard, r"names .* in model-.*, which does not hold it"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read as JSON"),
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     (no_tokenizer, "expected a tokenizer"),

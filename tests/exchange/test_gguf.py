@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 
 from jaxalign.cli import main  # noqa: E402
 from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
-from jaxalign.exchange.gguf import NAMES, read_gguf  # noqa: E402
+from jaxalign.exchange.gguf import NAMES, _tokenizer, read_gguf  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
@@ -95,6 +95,45 @@ def test_a_file_is_the_model_that_its_safetensors_are(case, tmp_path):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {key: written[key] for key in SIZES} == {"head_dim": 4} | {key: config[key] for key in SIZES if key in config}
     assert written["rope_theta"] == config["rope_theta"] and written["rms_norm_eps"] == config["rms_norm_eps"]
+
+
+def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
+    config = published(tmp_path / "model", num_key_value_heads=config_of("llama")["num_attention_heads"])
+    path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config, leave_out=("head_count_kv",))
+    assert main(["import", f"--from={path}", f"--to={tmp_path / 'run'}"]) == 0
+    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
+    before, after = Safetensors(tmp_path / "model"), Safetensors(tmp_path / "out")
+    assert all(before.read(name).tobytes() == after.read(name).tobytes() for name in before.names)
+
+
+def fields_of(pre="smollm", kinds=(), **more):
+    """The metadata of a tokenizer: letters, a pair of them, a whole text, two special tokens."""
+    texts = ["<|text|>", "<|end|>", "<think>", *"abcd", "ab", "cd", "abcd"]
+    return {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": [3, 3, 4, *[1] * 7], "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.merges": ["a b", "c d"], "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.pre": pre} | {f"tokenizer.ggml.{name}": value for name, value in more.items()}
+
+
+def test_texts_that_are_never_taken_apart_stay_whole_and_are_text():
+    t = _tokenizer(fields_of())
+    assert t.encode("a<think>b") == [3, 2, 4] and 2 not in t.special_ids and t.decode([3, 2, 4]) == "a<think>b"
+    assert t.start_ids == [] and t.encode("abcd") == [7, 8]
+
+
+def test_what_llama_3_does_otherwise():
+    """A word that is a piece is that piece, whatever its merges lead to, and texts begin with BOS."""
+    t = _tokenizer(fields_of("llama-bpe"))
+    assert t.encode("abcd") == [9] and t.start_ids == [0]
+    assert _tokenizer(fields_of("llama-bpe", add_bos_token=False)).start_ids == []
+    assert _tokenizer(fields_of(add_bos_token=True)).start_ids == [0]
+
+
+def test_a_text_begins_with_a_space_where_the_file_says_so():
+    texts = ["<unk>", "<s>", "</s>", "\u2581", "a", "b"]
+    fields = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1], "tokenizer.ggml.model": "llama",
+              "tokenizer.ggml.scores": [0.0] * 6, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    assert _tokenizer(fields).encode("ab") == [3, 4, 5]
+    assert _tokenizer(fields | {"tokenizer.ggml.add_space_prefix": False}).encode("ab") == [4, 5]
 
 
 @pytest.mark.parametrize("kind, step", [("F16", 2**-11), ("BF16", 2**-8), ("Q8_0", 1 / 127), ("Q5_0", 1 / 15),

@@ -95,6 +95,8 @@ def of_another_model(folder):
 @pytest.mark.parametrize("break_it, message", [
     (changed(peft_type="LOHA"), "peft_type='LOHA'; jaxalign reads adapters of type LORA alone"),
     (changed(bias="all"), "bias='all'"), (changed(modules_to_save=["lm_head"]), "modules_to_save="),
+    (changed(init_lora_weights="pissa_niter_4"), "init_lora_weights='pissa_niter_4', with which PEFT changes the base too"),
+    (changed(lora_alpha=None), "lora_alpha=None; expected a number"),
     (no_layer, "is not adapted in every layer"), (of_another_model, "adapts nothing that jaxalign adapts in this model"),
     (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json: no such file"),
     (lambda folder: (folder / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors or"),

@@ -63,12 +63,16 @@ def find_family(published, where="config.json"):
 def model_config(published, where="config.json", **more):
     """The `ModelConfig` of a config.json, given as a dict. Raises ConfigError for what cannot be run."""
     try:
-        return ModelConfig(**find_family(published, where).config(published) | more)
+        fields = find_family(published, where).config(published) | more
     except KeyError as error:
         name = published["model_type"]
         raise ConfigError(f"{where}: the key {error} is missing; it is no config of the family {name}") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{where}: a value cannot be used ({error})") from None
+    try:
+        return ModelConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def describe(config):
