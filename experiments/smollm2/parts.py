@@ -29,7 +29,7 @@ def base(stage, start, peak_lr, **changes):
 def sums():
     """Writes the problems of part d; no question that measures is among those that are trained on."""
     config = default_config("reasoning")
-    config.update(dict(task="chain_sum", options=SUMS, sft=44, train=6000, dev=560))
+    config.update(dict(task="chain_sum", options=SUMS, sft=76, train=6000, dev=560))
     return config
 
 
