@@ -130,7 +130,8 @@ class SentencePieceVocabulary:
 
     def is_word(self, i):
         p = self._processor
-        return i < p.vocab_size() and not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i) or _NAME.fullmatch(self.piece(i)))
+        return i < p.vocab_size() and not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i)
+                                           or _NAME.fullmatch(self.piece(i)))
 
     def piece_bytes(self, i):
         piece = self.piece(i)

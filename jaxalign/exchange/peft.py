@@ -148,8 +148,8 @@ def read_adapters(path, meta):
                               "biases or further modules")
     begun = str(given.get("init_lora_weights")).lower()
     if begun.startswith(CHANGES_BASE):
-        raise ConfigError(f"{where}: init_lora_weights={begun!r}, with which PEFT changes the base too when it reads the adapter; save "
-                          "it anew as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)")
+        raise ConfigError(f"{where}: init_lora_weights={begun!r}, with which PEFT changes the base too when it reads the adapter; "
+                          "save it anew as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)")
     if not isinstance(given.get("lora_alpha"), (int, float)):
         raise ConfigError(f"{where}: lora_alpha={given.get('lora_alpha')!r}; expected a number")
     files, places = Safetensors(path, WEIGHTS), Places(meta)

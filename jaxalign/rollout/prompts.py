@@ -8,7 +8,7 @@ import numpy as np
 from jaxalign.data.packing import best_fit
 from jaxalign.rollout.sampling import Settings
 
-ROWS = (1, 2, 4, 16)  # that are read together, the fewest that hold the prompts
+ROWS = (1, 2, 4, 16)  # that are read together
 WIDTH = 128  # positions of such a row, or as many as the longest prompt has
 
 
@@ -27,7 +27,7 @@ def packed(prompts, bucket, pad_id):
     row, column, rows = best_fit(sizes, S)
     first = 0
     while first < rows:
-        M = next((m for m in kinds if m >= rows - first), kinds[-1])
+        M = together(rows - first, kinds)
         tokens = np.full((M, S), pad_id, np.int32)
         positions, segments = np.zeros((M, S), np.int32), np.zeros((M, S), np.int32)
         places = {}
@@ -37,6 +37,12 @@ def packed(prompts, bucket, pad_id):
             places[i] = r * S + column[i]
         yield tokens, positions, segments, places
         first += M
+
+
+def together(rows, kinds=ROWS):
+    """How many rows to read next: as few as hold all, if three quarters of them are needed, else as many as there are."""
+    whole = next((m for m in kinds if m >= rows), kinds[-1])
+    return whole if rows * 4 >= whole * 3 else max(m for m in kinds if m <= rows)
 
 
 def in_turn(texts, limits):

@@ -13,6 +13,7 @@ from tiny_models import CONFIG, documents, split
 from jaxalign.errors import ConfigError
 from jaxalign.rollout import engine
 from jaxalign.rollout.engine import Sampler
+from jaxalign.rollout.prompts import ROWS, together
 from jaxalign.rollout.reading import AHEAD
 from jaxalign.rollout.sampling import Settings
 from jaxalign.sharding import make_mesh
@@ -96,6 +97,16 @@ def test_prompts_that_wait_are_read_with_those_that_are_wanted_each_once(monkeyp
     same(made(params, many, keys, max_new_tokens=limits), expected)
     assert sum(read) == sum(len(text) for text in {tuple(prompt[:-1]) for prompt in many})
     assert len(read) <= 4 and max(read) <= AHEAD  # of 56 refills
+
+
+def test_no_more_than_a_quarter_of_the_rows_that_are_read_is_empty():
+    for rows in range(1, 100):
+        left, read = rows, []
+        while left > 0:
+            read.append(together(left))
+            left -= read[-1]
+        assert set(read) <= set(ROWS) and sum(read) * 3 <= rows * 4 and len(read) <= rows / 16 + 4
+    assert [together(n) for n in (1, 2, 3, 6, 12, 11, 40)] == [1, 2, 4, 4, 16, 4, 16]
 
 
 def test_n_responses_a_prompt_stand_together_and_draw_from_keys_of_their_own():

@@ -108,7 +108,8 @@ def test_groups_of_equal_rewards_are_replaced_from_further_rollouts(tmp_path, mo
     assert drawn.rollouts.tokens[:, 0].tolist() == [11] * 4 + [13] * 4
     assert all(drawn.prompts[n] == drawn.prompts[n + 1] and drawn.rows[n] is drawn.rows[n + 1] for n in (0, 2, 4, 6))
     assert figures == {"reward/scripted": pytest.approx(np.mean(rewards)), "spread": pytest.approx(5 / 12),
-                       "drawn_tokens": 3 * 8 * 6, "length": 6, "truncated": 0, "rollouts": 3, "groups_equal": 7, "groups_lacking": 0}
+                       "drawn_tokens": 3 * 8 * 6, "length": 6, "truncated": 0, "rollouts": 3, "groups_equal": 7,
+                       "groups_lacking": 0}
     assert len({key.tobytes() for key in np.concatenate(script.keys)}) == 24  # no draw is repeated
 
 
