@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxalign.rollout.prompts import WIDTH, packed
 
-AHEAD = 512  # tokens that are read at a time where so many wait: a few prompts take nearly as long as many
+AHEAD = 2048  # tokens that are read at a time where so many wait: many rows at once take less than a few at a time
 
 
 class Reader:
