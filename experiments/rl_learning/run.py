@@ -29,7 +29,7 @@ from jaxalign.stages import train_stage
 from jaxalign.train.checkpoint import FOLDER
 
 # What is reached when: the mean reward of three rollouts; the gold score of a checkpoint.
-TARGETS = {"reinforcement": 0.8, "preferences": 0.75}
+TARGETS = {"reinforcement": 0.8, "preferences": 0.85}
 LIMIT = 80  # items of each set but the sums
 RANKINGS = 300  # of the dev set's rankings
 BEST_OF = 16  # draws of the start, of which the quickstart's reward model takes one

@@ -17,11 +17,6 @@ from jaxalign.sharding import make_mesh, replicated
 from jaxalign.train.checkpoint import load_params, read_meta, unpack_tokenizer
 
 
-def stop_ids(tokenizer, meta):
-    """Where an answer ends: at what the tokenizer says, and what the model's publisher names besides."""
-    return tuple(dict.fromkeys((*tokenizer.stop_ids, *meta.get("published", {}).get("stop_ids", ()))))
-
-
 class Assistant:
     """A language model with its tokenizer.
 
@@ -57,7 +52,8 @@ class Assistant:
                  stop_strings=(), forbidden=(), tell=None):
         """`Rollouts` of lists of ids, `n` to each; a request draws from its own key, a function of `seed` and its place.
         Options: of `Sampler`."""
-        sampler = Sampler(self.graphdef, stop_ids=stop_ids(self.tokenizer, self.meta),
+        more = self.meta.get("published", {}).get("stop_ids", ())  # which the model's publisher names
+        sampler = Sampler(self.graphdef, stop_ids=tuple(dict.fromkeys((*self.tokenizer.stop_ids, *more))),
                           max_new_tokens=self.max_new_tokens if max_new_tokens is None else max_new_tokens,
                           slots=self.batch_size, bucket=self.bucket, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
                           stop_strings=stop_strings, decode=self.tokenizer.decode, forbidden=forbidden)

@@ -88,14 +88,22 @@ class PPO(PolicyStage):
 
     def rollout(self, state):
         batches, figures = super().rollout(state)
-        if self.config.critic_warmup:
-            held = np.float32(int(state.step) < self.config.critic_warmup)
-            batches = [batch | {"held_B": np.full(len(batch["reward_B"]), held)} for batch in batches]
+        warm_up = int(state.step) < self.config.critic_warmup
+        if warm_up:
+            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
+            batches = [batch | {"advantage_BT": np.zeros_like(batch["advantage_BT"])} for batch in batches]
+        if self.config.critic_warmup and self._wants_more():
+            batches = [batch | {"held_B": np.full(len(batch["reward_B"]), np.float32(warm_up))} for batch in batches]
         return batches, figures
+
+    def _wants_more(self):
+        """Whether a policy without advantages has a gradient all the same: for its entropy, its critic, or by an objective of
+        another make."""
+        c = self.config
+        return c.critic == "shared" or c.objective.name != "ppo" or c.objective.get("entropy_coefficient", 0) != 0
 
     def loss_of(self, trainable, frozen, batch):
         if "held_B" in batch:
-            # What a critic that is off by a constant calls an advantage is a matter of position: it teaches length.
             held = batch["held_B"][0] > 0
             policy = jax.tree.map(lambda x: jnp.where(held, jax.lax.stop_gradient(x), x), trainable["policy"])
             trainable = trainable | {"policy": policy}

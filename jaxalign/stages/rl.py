@@ -9,7 +9,6 @@ from rich.console import Console
 
 from jaxalign.data.preview import preview_row
 from jaxalign.errors import ConfigError
-from jaxalign.evaluate.assistant import stop_ids
 from jaxalign.evaluate.preferences import RewardModel
 from jaxalign.experience.figures import drift_figures
 from jaxalign.experience.rows import Drawn, minibatches, response_rows
@@ -59,8 +58,9 @@ class PolicyStage(Stage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         c = config
-        ends = stop_ids(self.tokenizer, self.parent[1] if self.parent else {})
-        self.sampler = Sampler(self.network.adapted, stop_ids=ends, max_new_tokens=c.max_new_tokens,
+        # At the template's own end alone: what ends otherwise goes on, is cut, and is unlearned, where chat and `evaluate`, which
+        # take a policy as it is, stop there too.
+        self.sampler = Sampler(self.network.adapted, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
                                slots=c.prompts_per_rollout * c.samples_per_prompt, pad_id=self.tokenizer.pad_id,
                                precision=c.sampler_precision, mesh=mesh)
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
