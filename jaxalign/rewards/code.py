@@ -11,13 +11,12 @@ What holds a program back, from the outside in:
                                   folder, empty at first, deleted afterwards; root too
     Python's audit hook           refuses the same from within Python, on any system, and ctypes and such besides
 
-What is not held back: many small files, as long as its time lasts; whether and how large files are (not what they
-hold). Tests run beside the program, as its authors wrote them: one that searches the interpreter's frames for the token by
-which they report, whose objects claim to equal everything, or that puts its own in place of what a test calls from a module
+What is not held back: many small files, as long as its time lasts; whether and how large files are (not what they hold). Tests
+run beside the program, as their authors wrote them: one that searches the interpreter's frames for the token by which they
+report, whose objects claim to equal everything, or that puts its own in place of what a test calls from a module
 (`math.isclose`) or by a name of the program's, is taken for right; Python's own names (`sorted`, `exec`) are put back before
-each test. Without the two kernel layers a program
-that knows CPython well gets out. It is a fence for a policy's mistakes and shortcuts, no prison for an enemy: where
-that is the fear, run the whole job in a virtual machine.
+each test. Without the two kernel layers a program that knows CPython well gets out. It is a fence for a policy's mistakes and
+shortcuts, no prison for an enemy: where that is the fear, run the whole job in a virtual machine.
 """
 
 import concurrent.futures
