@@ -122,19 +122,15 @@ def look_up(table_VD, tokens_BT):
     return jax.lax.with_sharding_constraint(table_VD[tokens_BT], BATCH_SPEC)
 
 
-def by_rows(x, axis, heads=None):
-    """`x` with an axis of rows split as batches are, in the mesh of `jax.set_mesh`, if there is one and it divides.
-
-    Args:
-      heads: an axis that is split as key-value heads are; None leaves it, as all others, to the compiler.
-    """
+def by_rows(x, axis, heads):
+    """`x` with an axis of rows split as batches are, another as key-value heads are, in the mesh of `jax.set_mesh`, if there is
+    one and it divides the rows; the others are the compiler's."""
     mesh = jax.sharding.get_abstract_mesh()
     if not set(MESH_AXES) <= set(mesh.axis_names) or x.shape[axis] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = BATCH_SPEC[0]
-    if heads is not None:
-        spec[heads], = partition_spec(("kv_heads",), x.shape[heads:heads + 1], mesh)
+    spec[heads], = partition_spec(("kv_heads",), x.shape[heads:heads + 1], mesh)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxalign.data.published import unpack_files
-from jaxalign.data.tokenizer import Tokenizer, open_tokenizer
+from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import mapping_of
 from jaxalign.exchange.importing import MODULES
@@ -81,7 +81,7 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
         _dump(aside / "config.json", published)
         if generation := origin.get("generation") if origin else _ends(tokenizer):
             _dump(aside / "generation_config.json", generation)
-        for name, data in tokenizer_files(meta).items():
+        for name, data in tokenizer_files(meta, tokenizer).items():
             (aside / name).write_bytes(data)
     return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
             "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
@@ -147,16 +147,15 @@ def _config(origin, model, head, dtype, tokenizer):
     return published
 
 
-def tokenizer_files(meta):
+def tokenizer_files(meta, tokenizer):
     """The files of a checkpoint's tokenizer: as published, or for one trained here its SentencePiece model with a
     template that writes what `data.chat.TEMPLATE` does."""
     data = unpack_tokenizer(meta)
     if data.startswith(b"PK"):
-        tokenizer, files = open_tokenizer(data), unpack_files(data)
+        files = unpack_files(data)
         talks = any(stage["stage"] in TALKING for stage in meta["lineage"])
         # Published without a template, and has learned to converse in ours.
         return files | ({"chat_template.jinja": tokenizer.template.source.encode()} if talks and not tokenizer.has_template else {})
-    tokenizer = Tokenizer(data)
     headers = {role: header for role, (header, _) in tokenizer.template.roles.items()}
     template = ("{{ bos_token }}{% for m in messages %}{{ {" + ", ".join(f"'{r}': '{h}'" for r, h in headers.items())
                 + "}[m['role']] + m['content'] + '" + tokenizer.template.end + "' }}{% endfor %}"

@@ -58,8 +58,8 @@ class PolicyStage(Stage):
     def __init__(self, config, workdir, mesh):
         super().__init__(config, workdir, mesh)
         c = config
-        # At the template's own end alone: what ends otherwise goes on, is cut, and is unlearned, where chat and `evaluate`, which
-        # take a policy as it is, stop there too.
+        # At the template's own end alone, which is to be learned: what would end otherwise goes on. Chat and `evaluate`, which take a
+        # policy as it is, stop there too.
         self.sampler = Sampler(self.network.adapted, stop_ids=(self.tokenizer.end_id,), max_new_tokens=c.max_new_tokens,
                                slots=c.prompts_per_rollout * c.samples_per_prompt, pad_id=self.tokenizer.pad_id,
                                precision=c.sampler_precision, mesh=mesh)

@@ -106,7 +106,7 @@ def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
     assert all(before.read(name).tobytes() == after.read(name).tobytes() for name in before.names)
 
 
-def fields_of(pre="smollm", kinds=(), **more):
+def fields_of(pre="smollm", **more):
     """The metadata of a tokenizer: letters, a pair of them, a whole text, two special tokens."""
     texts = ["<|text|>", "<|end|>", "<think>", *"abcd", "ab", "cd", "abcd"]
     return {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": [3, 3, 4, *[1] * 7], "tokenizer.ggml.model": "gpt2",

@@ -56,6 +56,14 @@ def test_no_setting_of_the_engine_changes_a_response(change):
     same(sampler(**change)(params, many, keys), sampler()(params, many, keys))
 
 
+def read_by(made, monkeypatch):
+    """A list that grows by how many tokens of prompts are read, at each call of the program that reads them."""
+    programs, read = engine._programs(made.graphdef, made.chunk, made.pad_id), []
+    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
+        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    return read
+
+
 def test_equal_prompts_are_read_once_and_answered_each_for_itself(monkeypatch):
     params = split()[1]
     group = [PROMPTS[1]] * 6
@@ -64,10 +72,8 @@ def test_equal_prompts_are_read_once_and_answered_each_for_itself(monkeypatch):
     assert len({tuple(row) for row in together.tokens.tolist()}) > 3
     for n in range(6):
         same(sampler(slots=8)(params, [PROMPTS[1]], keys[n:n + 1]), together, slice(n, n + 1))
-    made, read = sampler(slots=8), []
-    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
-    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
-        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    made = sampler(slots=8)
+    read = read_by(made, monkeypatch)
     made(params, group + [PROMPTS[3]] * 2, jax.random.split(jax.random.key(4), 8))
     assert sum(read) == len(PROMPTS[1]) - 1 + len(PROMPTS[3]) - 1  # all but the last token, which decoding reads
 
@@ -77,10 +83,8 @@ def test_a_group_that_waits_for_slots_is_not_read_again(monkeypatch):
     group = [prompt for prompt in PROMPTS[:4] for _ in range(8)]
     limits, keys = rng.integers(1, 9, len(group)), jax.random.split(jax.random.key(4), len(group))
     expected = sampler(slots=32)(params, group, keys, max_new_tokens=limits)
-    made, read = sampler(slots=8), []
-    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
-    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
-        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    made = sampler(slots=8)
+    read = read_by(made, monkeypatch)
     same(made(params, group, keys, max_new_tokens=limits), expected)
     assert sum(read) == sum(len(prompt) - 1 for prompt in PROMPTS[:4])
 
@@ -90,10 +94,8 @@ def test_prompts_that_wait_are_read_with_those_that_are_wanted_each_once(monkeyp
     many = [rng.integers(5, 20, n).tolist() for n in rng.integers(2, 30, 64)]
     limits, keys = rng.integers(1, 9, len(many)), jax.random.split(jax.random.key(4), len(many))
     expected = sampler(slots=64)(params, many, keys, max_new_tokens=limits)
-    made, read = sampler(slots=8), []
-    programs = engine._programs(made.graphdef, made.chunk, made.pad_id)
-    monkeypatch.setitem(programs, "read", lambda params, *packed, read_prompts=programs["read"]: (
-        read.append(int((packed[2] > 0).sum())), read_prompts(params, *packed))[1])
+    made = sampler(slots=8)
+    read = read_by(made, monkeypatch)
     same(made(params, many, keys, max_new_tokens=limits), expected)
     assert sum(read) == sum(len(text) for text in {tuple(prompt[:-1]) for prompt in many})
     assert len(read) <= 4 and max(read) <= AHEAD  # of 56 refills

@@ -50,6 +50,16 @@ def rows(finished=(1, 1, 1, 1)):
 # -- the critic -------------------------------------------------------------------------------------------------------
 
 
+def test_while_the_critic_warms_up_nothing_is_an_advantage(tmp_path):
+    stage = stage_of(tmp_path, critic_warmup=2)  # a rollout holds two steps
+    trainable = started(stage)
+    for step, still in ((0, True), (1, True), (2, False)):
+        batches, _ = stage.next_batches(State(trainable, step, jax.random.key(1)))
+        assert not any(batch["advantage_BT"].any() for batch in batches) == still
+        # What the critic is to learn is there from the first.
+        assert all(batch["returns_BT"].any() for batch in batches)
+
+
 @pytest.mark.parametrize("changes", [dict(), dict(critic="shared", objective=dict(entropy_coefficient=0.1))])
 def test_while_the_critic_warms_up_the_policy_stays_as_it_was(changes, tmp_path):
     """Whatever the objective wants of it, entropy or a trunk for the critic."""
