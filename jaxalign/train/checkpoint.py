@@ -20,6 +20,8 @@ from jaxalign.errors import CheckpointError
 from jaxalign.train.state import TrainState
 
 FOLDER = "checkpoints"
+PART = 2**22  # bytes: a large array is compressed by so many at a time
+FILE = 2**25  # bytes: what is compressed stays in memory until it fills a file
 
 
 def plain(tree):
@@ -40,8 +42,8 @@ class Checkpointer:
     Args:
       workdir: the stage's folder.
       keep: how many checkpoints stay.
-      at_once: bytes of parameters that are being written at a time, at least those of the largest; fewer take longer and
-        less memory. None: all of them, which takes nearly as much again as they have.
+      at_once: bytes of parameters that are being written at a time, at least those of the largest; of these some `PART`s are
+        there twice. None: all of them, which takes nearly as much memory again as they have.
     """
 
     def __init__(self, workdir, *, keep=1, at_once=None):
@@ -53,7 +55,7 @@ class Checkpointer:
             bounded = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=at_once + 1)
             handlers = {"params": ocp.PyTreeCheckpointHandler(handler_impl=bounded),
                         "optimizer": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-            self._save_params = ocp.args.PyTreeSave
+            self._save_params = _in_parts
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, meta, beside=None):
@@ -110,6 +112,11 @@ class Checkpointer:
         """Waits until what was saved is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _in_parts(params):
+    return ocp.args.PyTreeSave(params, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PART), params),
+                               ocdbt_target_data_file_size=FILE)
 
 
 def _optimizer_item(state):
