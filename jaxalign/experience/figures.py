@@ -12,13 +12,13 @@ def drift_figures(batch):
     Both are estimates from the tokens that were drawn, nats a response.
 
     Args:
-      batch: old_logp_BT, ref_logp_BT, mask_BT; rows without a counted token are left out.
+      batch: old_logp_BT, mask_BT and, for the first, ref_logp_BT; rows without a counted token are left out.
     """
     mask_BT = batch["mask_BT"] > 0
-    names = ("old_logp_BT", "ref_logp_BT")
-    logp_BT, ref_BT = (np.where(mask_BT, batch[name], 0.0).astype(np.float64) for name in names)
     rows = max(np.count_nonzero(mask_BT.any(1)), 1)
-    return {"objective/kl": float((logp_BT - ref_BT).sum() / rows), "objective/entropy": float(-logp_BT.sum() / rows)}
+    logp, ref = (float(np.where(mask_BT, batch[name], 0.0).astype(np.float64).sum() / rows) if name in batch else None
+                 for name in ("old_logp_BT", "ref_logp_BT"))
+    return {"objective/entropy": -logp} | ({} if ref is None else {"objective/kl": logp - ref})
 
 
 def value_figures(batch):

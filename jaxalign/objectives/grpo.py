@@ -15,9 +15,9 @@ from jaxalign.objectives.surrogates import SURROGATES
 def grpo(
     logp_BT,
     old_logp_BT,
-    ref_logp_BT,
     advantage_BT,
     mask_BT,
+    ref_logp_BT=None,
     sampler_logp_BT=None,
     budget_B=None,
     *,
@@ -42,9 +42,9 @@ def grpo(
     Args:
       logp_BT: log π(aₜ|sₜ) in nats. Trained.
       old_logp_BT: the same under the policy that the batch began with. No gradient.
-      ref_logp_BT: the same under the frozen reference. No gradient.
       advantage_BT: Âᵢ on each of the response's tokens. No gradient.
       mask_BT: 1 where the policy drew the target; one response a row.
+      ref_logp_BT: log π_ref(aₜ|sₜ) of the frozen reference. Needed with a kl_coefficient above 0. No gradient.
       sampler_logp_BT: log-probability of the distribution that drew the token. Needed with a sampler_correction. No
         gradient.
       budget_B: the most tokens that the response could have had. Needed with aggregation "budget". No gradient.
@@ -60,7 +60,7 @@ def grpo(
       sampler_cap: the most that this may be, > 0.
 
     Returns:
-      Terms `policy` and `kl`, per token. Metrics `kl` (per token, the estimator's); `ratio`, the surrogate's;
+      Terms `policy` and, with a reference, `kl`, per token. Metrics `kl` (per token, the estimator's); `ratio`, the surrogate's;
       `clip_fraction`, the share of ratios outside the clip whatever the sign of the advantage (not for "reinforce",
       which clips none); `approx_kl` (k3 of KL(π_old ‖ π), nats per token); with a correction `sampler_weight`.
 
@@ -70,16 +70,12 @@ def grpo(
     _known(surrogate=(surrogate, SURROGATES), kl_estimator=(kl_estimator, KL_ESTIMATORS),
            aggregation=(aggregation, AGGREGATIONS),
            sampler_correction=(sampler_correction, ["none", *SAMPLER_CORRECTIONS]))
-    logp_BT, old_logp_BT, ref_logp_BT, advantage_BT = (
-        counted(x, mask_BT) for x in (logp_BT, old_logp_BT, ref_logp_BT, advantage_BT)
-    )
-    old_logp_BT, ref_logp_BT = jax.lax.stop_gradient((old_logp_BT, ref_logp_BT))
+    logp_BT, old_logp_BT, advantage_BT = (counted(x, mask_BT) for x in (logp_BT, old_logp_BT, advantage_BT))
+    old_logp_BT = jax.lax.stop_gradient(old_logp_BT)
     policy_BT, ratio_BT = SURROGATES[surrogate](
         logp_BT, old_logp_BT, advantage_BT, mask_BT, clip_low=clip_low, clip_high=clip_high
     )
-    kl_BT = KL_ESTIMATORS[kl_estimator](logp_BT, ref_logp_BT)
-    metrics = {"ratio": Term(ratio_BT, mask_BT), "approx_kl": Term(k3(old_logp_BT, logp_BT), mask_BT),
-               "kl": Term(kl_BT, mask_BT)}
+    metrics = {"ratio": Term(ratio_BT, mask_BT), "approx_kl": Term(k3(old_logp_BT, logp_BT), mask_BT)}
     if surrogate != "reinforce":
         outside_BT = (ratio_BT < 1.0 - clip_low) | (ratio_BT > 1.0 + clip_high)
         metrics["clip_fraction"] = Term(outside_BT.astype(jnp.float32), mask_BT)
@@ -92,7 +88,13 @@ def grpo(
     if aggregation == "budget":
         _there('aggregation="budget"', budget_B=budget_B)
     scale_BT, weight_BT = AGGREGATIONS[aggregation](mask_BT, budget_B)
-    terms = {"policy": Term(scale_BT * policy_BT, weight_BT), "kl": Term(scale_BT * kl_BT, weight_BT, kl_coefficient)}
+    terms = {"policy": Term(scale_BT * policy_BT, weight_BT)}
+    if kl_coefficient:
+        _there(f"kl_coefficient={kl_coefficient}", ref_logp_BT=ref_logp_BT)
+    if ref_logp_BT is not None:
+        kl_BT = KL_ESTIMATORS[kl_estimator](logp_BT, jax.lax.stop_gradient(counted(ref_logp_BT, mask_BT)))
+        metrics["kl"] = Term(kl_BT, mask_BT)
+        terms["kl"] = Term(scale_BT * kl_BT, weight_BT, kl_coefficient)
     return Loss(terms, metrics)
 
 

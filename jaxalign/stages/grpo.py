@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.batches import signature
 from jaxalign.errors import ConfigError
 from jaxalign.experience.rows import chosen
 from jaxalign.experience.shaping import group_targets, overlong_punishment
@@ -41,6 +42,7 @@ class GRPO(PolicyStage):
             "grpo", **(RL_DEFAULTS | dict(prompts_per_rollout=16, samples_per_prompt=8, batch_size=128)),
             advantage_baseline="group", advantage_scale="std",  # see experience.shaping.group_targets
             kl_coefficient=0.0,  # of the penalty in the reward; the objective has its own, in the loss
+            measure_kl=True,  # whether the start is kept and asked though both coefficients are 0: for the figures alone
             unfinished_reward=0.0,  # stands for the reward of a response that was cut: it has not answered
             overlong_share=0.0,  # the last share of max_new_tokens, in which a response loses up to 1; 0: none
             dynamic_sampling=0,  # the most rollouts a step to replace groups whose rewards are all equal; 0: they stay
@@ -51,6 +53,11 @@ class GRPO(PolicyStage):
     def names(cls, objective):
         return {*BATCH_NAMES, *STATISTICS, "old_logp_BT", "ref_logp_BT", "sampler_logp_BT", "advantage_BT", "reward_B",
                 "budget_B"}
+
+    @property
+    def refers(self):
+        c, (arguments, _) = self.config, signature(self.objective)
+        return bool(c.measure_kl or c.kl_coefficient or c.objective.get("kl_coefficient") or arguments.get("ref_logp_BT"))
 
     def draw(self, state, key):
         drawn, figures = super().draw(state, key)
@@ -102,17 +109,17 @@ class GRPO(PolicyStage):
     def targets(self, trainable, frozen, batch, carried=None):
         c, mask_BT = self.config, batch["mask_BT"]
         old = self.statistics(trainable["policy"], batch)
-        ref_BT = self.statistics(frozen["reference"], batch).logp_BT
+        ref = {"ref_logp_BT": self.statistics(frozen["reference"], batch).logp_BT} if self.refers else {}
         reward_B = jnp.where(batch["finished_B"] > 0, batch["reward_B"], c.unfinished_reward)
         reward_B += overlong_punishment(mask_BT.sum(1), budget=c.max_new_tokens, share=c.overlong_share)
         reward_B *= batch["scored_B"]
         # On a scale of rewards nothing is said of rows that have none: what they differ by is KL, and would be blown up to 1.
         taking_part_BT = mask_BT if c.advantage_scale == "none" else mask_BT * batch["scored_B"][:, None]
-        kl_BT = (old.logp_BT - ref_BT) * mask_BT
+        kl_BT = (old.logp_BT - ref.get("ref_logp_BT", old.logp_BT)) * mask_BT
         made = group_targets(reward_B, taking_part_BT, c.kl_coefficient * kl_BT, group_size=c.samples_per_prompt,
                              scale=c.advantage_scale, baseline=c.advantage_baseline)
-        made |= {"old_logp_BT": old.logp_BT, "ref_logp_BT": ref_BT, "reward_B": reward_B,
-                 "budget_B": jnp.full_like(reward_B, c.max_new_tokens)}
+        made |= ref | {"old_logp_BT": old.logp_BT, "reward_B": reward_B,
+                       "budget_B": jnp.full_like(reward_B, c.max_new_tokens)}
         figures = {"entropy": masked_mean(old.entropy_BT, mask_BT)}
         return made, figures | self.sampler_figures(old.logp_BT, batch)
 

@@ -113,8 +113,14 @@ class PolicyStage(Stage):
         if self.config.sampler_precision != "model" and self.config.objective.sampler_correction == "none":
             self.warn(f"sampler_precision={self.config.sampler_precision!r} draws from another distribution than the one trained, "
                       "and nothing corrects that: set objective.sampler_correction=\"token\"")
-        self.frozen |= {"reference": self.as_it_starts(trainable["policy"])}
+        if self.refers:
+            self.frozen |= {"reference": self.as_it_starts(trainable["policy"])}
         return trainable
+
+    @property
+    def refers(self):
+        """Whether anything asks for the reference's log-probabilities."""
+        return True
 
     @property
     def waits(self):

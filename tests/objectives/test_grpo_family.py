@@ -35,7 +35,7 @@ def ours(row, logp):
     made = group_targets(reward, MASK, penalty, group_size=G, scale=stage["advantage_scale"],
                          baseline=stage["advantage_baseline"])
     budget = np.full(B, L, np.float32)
-    loss = grpo(logp, OLD, REF, made["advantage_BT"], MASK, SAMPLER, budget, **options)
+    loss = grpo(logp, OLD, made["advantage_BT"], MASK, REF, SAMPLER, budget, **options)
     return reduce(loss.terms)[0], made["advantage_BT"]
 
 
@@ -159,7 +159,7 @@ def test_gspo_token_is_gspo_where_a_response_has_one_advantage_and_another_where
     """arXiv:2507.18071, section 4.3."""
     def run(surrogate, advantage):
         options = dict(surrogate=surrogate, clip_low=0.1, clip_high=0.15, kl_coefficient=0.0)
-        return jax.value_and_grad(lambda x: reduce(grpo(x, OLD, REF, advantage, MASK, **options).terms)[0])(LOGP)
+        return jax.value_and_grad(lambda x: reduce(grpo(x, OLD, advantage, MASK, REF, **options).terms)[0])(LOGP)
 
     one = np.repeat(RNG.normal(size=(B, 1)), T, axis=1).astype(np.float32)
     for a, b in zip(run("gspo", one), run("gspo_token", one)):
@@ -182,7 +182,7 @@ def test_cispo_drops_no_token_that_ppo_clips():
     good = np.ones((B, T), np.float32)
 
     def gradient(**options):
-        loss = lambda x: reduce(grpo(x, OLD, REF, good, MASK, kl_coefficient=0.0, **options).terms)[0]  # noqa: E731
+        loss = lambda x: reduce(grpo(x, OLD, good, MASK, REF, kl_coefficient=0.0, **options).terms)[0]  # noqa: E731
         return np.asarray(jax.grad(loss)(far))[MASK > 0]
 
     assert np.all(gradient(surrogate="clip") == 0)
@@ -198,7 +198,7 @@ def test_the_sampler_correction_multiplies_the_surrogate_alone_and_is_not_traine
     advantage = np.repeat(RNG.normal(size=(B, 1)), T, axis=1).astype(np.float32)
 
     def run(sampler, **options):
-        loss = grpo(LOGP, OLD, REF, advantage, MASK, sampler, **options)
+        loss = grpo(LOGP, OLD, advantage, MASK, REF, sampler, **options)
         return loss.terms["policy"].value, loss.terms["kl"].value, reduce(loss.metrics)[1].get("sampler_weight")
 
     plain = run(None, kl_coefficient=0.1)
@@ -232,7 +232,14 @@ def test_a_long_products_weight_does_not_overflow():
 ])
 def test_choices_that_are_unknown_or_lack_their_array_are_refused(option, words):
     with pytest.raises(ConfigError, match=words):
-        grpo(LOGP, OLD, REF, MASK, MASK, kl_coefficient=0.0, **option)
+        grpo(LOGP, OLD, MASK, MASK, REF, **({"kl_coefficient": 0.0} | option))
+
+
+def test_without_a_coefficient_there_need_be_no_reference():
+    with pytest.raises(ConfigError, match="kl_coefficient=0.1 needs ref_logp_BT"):
+        grpo(LOGP, OLD, MASK, MASK, kl_coefficient=0.1)
+    loss = lambda *ref: reduce(grpo(LOGP, OLD, MASK, MASK, *ref, kl_coefficient=0.0).terms)[0]  # noqa: E731
+    assert loss() == loss(REF)
 
 
 @pytest.mark.parametrize("choices, words", [

@@ -14,14 +14,14 @@ REF = (OLD + 0.4 * RNG.normal(size=(B, T))).astype(np.float32)
 ADVANTAGE = np.repeat(RNG.normal(size=(B, 1)), T, axis=1).astype(np.float32)
 LENGTHS = np.array([7, 3, 1, 5])
 MASK = (np.arange(T) < LENGTHS[:, None]).astype(np.float32)
-ARGS = (LOGP, OLD, REF, ADVANTAGE, MASK)
+ARGS = (LOGP, OLD, ADVANTAGE, MASK, REF)
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "token"])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_float64_reference(aggregation, estimator):
     beta, low, high = 0.04, 0.2, 0.28
-    logp, old, ref, advantage, _ = (x.astype(np.float64) for x in ARGS)
+    logp, old, advantage, _, ref = (x.astype(np.float64) for x in ARGS)
     rows = []
     for i in range(B):
         row = []
@@ -47,7 +47,7 @@ def test_float64_reference(aggregation, estimator):
 
 
 def test_sequence_weights_do_not_favour_long_responses():
-    weights = jax.jit(lambda mask: objective(*ARGS[:4], mask, kl_coefficient=0.0).terms["policy"].weight)
+    weights = jax.jit(lambda mask: objective(*ARGS[:3], mask, kl_coefficient=0.0).terms["policy"].weight)
     weight = np.asarray(weights(MASK))
     np.testing.assert_allclose(weight.sum(1), np.ones(B), rtol=1e-6)
     np.testing.assert_array_equal(weights(0 * MASK), np.zeros((B, T)))
@@ -57,7 +57,7 @@ def test_gradient_signs():
     """At ratio 1 a good response becomes likelier, a bad one less so; the KL term draws towards the reference."""
 
     def gradient(beta, advantage):
-        loss = lambda x: reduce(objective(x, LOGP, REF, advantage, MASK, kl_coefficient=beta).terms)[0]  # noqa: E731
+        loss = lambda x: reduce(objective(x, LOGP, advantage, MASK, REF, kl_coefficient=beta).terms)[0]  # noqa: E731
         return np.asarray(jax.jit(jax.grad(loss))(LOGP))
 
     here = MASK > 0

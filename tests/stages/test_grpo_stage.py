@@ -17,6 +17,7 @@ from jaxalign.rollout.engine import Rollouts
 from jaxalign.sharding import make_mesh
 from jaxalign.stages import STAGES, default_config, train_stage
 from jaxalign.stages.grpo import GRPO_FAMILY
+from jaxalign.train.checkpoint import load_params, read_meta
 
 
 @dataclasses.dataclass
@@ -214,6 +215,26 @@ def test_a_long_answer_costs_in_the_reward_and_the_kl_of_the_reward_is_its_own_s
     expected = -(cost.reshape(2, 2) - cost.reshape(2, 2).mean(1, keepdims=True)).ravel()
     np.testing.assert_allclose(made["kl"]["advantage_BT"], expected[:, None] * mask, rtol=1e-4, atol=1e-5)
     assert made["plain"]["budget_B"].tolist() == [6] * 4
+
+
+def test_where_no_coefficient_needs_it_the_reference_is_for_the_figures_alone(tmp_path):
+    ends = {}
+    for measured in (True, False):
+        made = config("dr_grpo", measure_kl=measured, init_from=tiny_stages.ends_its_turns(),
+                      rewards=[dict(name="length", most=8, least=4, unit="characters")],
+                      optimizer=dict(peak_lr=0.2, eps=1.0, warmup_steps=0, schedule="constant"))  # no step as large as any of what is rounded
+        train_stage(made, tmp_path / str(measured))
+        lines = tiny_stages.metrics(tmp_path / str(measured))
+        assert all(measured == (name in line) for line in lines for name in ("objective/kl", "kl"))
+        stage = STAGES["grpo"](made, tmp_path / "again", make_mesh(devices=jax.devices()[:1]))
+        begun, ends[measured] = (load_params(read_meta(path)[0], "policy", stage.network.abstract)
+                                 for path in (made.init_from, tmp_path / str(measured)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ends[True], ends[False])
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (begun, ends[True])))) > 1e-3
+    for needed in (dict(kl_coefficient=0.1), dict(objective={"kl_coefficient": 0.1})):
+        stage = stage_of(tmp_path, row="dr_grpo", measure_kl=False, **needed)
+        stage.start(jax.jit(stage.init)(jax.random.key(0)))
+        assert stage.refers and "reference" in stage.frozen
 
 
 @pytest.mark.parametrize("changes, words", [(dict(dynamic_sampling=-1), "dynamic_sampling=-1 must be 0 or more"),

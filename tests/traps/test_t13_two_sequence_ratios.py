@@ -50,7 +50,7 @@ def test_t13_no_name_of_the_one_is_a_name_of_the_other():
 def test_t13_each_sees_its_own_pair_of_policies_only(surrogate, correction):
     """The sampler never moves the surrogate's ratio; the trained policy never moves the sampler's weight."""
     def metrics(new, sampler):
-        loss = grpo(new, OLD, OLD, MASK, MASK, sampler, surrogate=surrogate, kl_coefficient=0.0,
+        loss = grpo(new, OLD, MASK, MASK, OLD, sampler, surrogate=surrogate, kl_coefficient=0.0,
                     sampler_correction=correction, sampler_cap=9.0)
         return reduce(loss.metrics)[1]
 

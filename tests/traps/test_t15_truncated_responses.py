@@ -39,7 +39,7 @@ def test_t15_every_drawn_token_counts_once_whether_the_response_was_cut_or_not()
 def test_t15_one_mask_serves_the_numerator_and_the_denominator(aggregation):
     mask = jnp.asarray(batch()["mask_BT"])
     ones = jnp.ones_like(mask)
-    loss = grpo(ones, ones, ones, 3.0 * ones, mask, kl_coefficient=0.0, aggregation=aggregation)
+    loss = grpo(ones, ones, 3.0 * ones, mask, ones, kl_coefficient=0.0, aggregation=aggregation)
     # Equal advantages everywhere must give exactly that, however many rows were cut.
     assert float(reduce(loss.terms)[1]["policy"]) == pytest.approx(-3.0, rel=1e-6)
     loss = ppo(ones, ones, 3.0 * ones, ones, ones, ones, ones, mask, value_coefficient=0.0, entropy_coefficient=0.0)
