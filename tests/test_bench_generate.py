@@ -24,7 +24,7 @@ def test_a_row_a_measurement(tmp_path, capsys, monkeypatch):
     module("bench_generate").main([*TINY, "--peers=", f"--json={tmp_path / 'rows.json'}"])
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["name"] for row in rows] == [f"generate {name} float32" for name in (
-        "4x6", "4x6 greedy", "compile", "ragged")]
+        "4x6", "4x6 greedy", "compile", "ragged", "stops")]
     for row in rows:
         assert list(row) == list(FIELDS) and row["ours"] > 0 and row["peer"] is row["peer_name"] is row["ratio"] is None
         assert row["unit"] == ("s" if "compile" in row["name"] else "tokens/s")
@@ -49,6 +49,11 @@ def test_a_peer_that_is_not_there_is_named(tmp_path):
         pytest.skip("Tunix is installed here")
     with pytest.raises(SystemExit, match="(?s)No module named 'tunix'.*tunix ended.*bench_generate.sh"):
         module("bench_generate").main([*TINY, "--peers=tunix"])
+
+
+def test_what_counts_of_a_row_ends_with_its_first_stop_token():
+    ended = module("bench_generators").ended
+    assert ended([7, 3, 9, 3], [3, 4]) == [7, 3] and ended([7, 8], [3]) == ended([7, 8], []) == [7, 8]
 
 
 def test_requests_of_like_lengths_make_a_batch():

@@ -5,7 +5,7 @@
     --json=FILE --runs=5 --first=3 --dtypes=float32,bfloat16 --peers=transformers,tunix --work=even,ragged
 
 Each side is a process of its own (`bench_generators.py`), told what to do in turn: ours, a peer, ours, the next peer,
-ours, … All draw exactly the tokens that each request's limit allows; only those count. Rows:
+ours, … All draw exactly the tokens that each request's limit allows, but in `stops`; only those count. Rows:
 
 - `check`: the share of greedy tokens that both sides agree on before they first differ: the same model is timed. Of
   float32 alone, for after a near tie that falls otherwise nothing agrees.
@@ -13,6 +13,9 @@ ours, … All draw exactly the tokens that each request's limit allows; only tho
 - `ragged`: 256 such prompts, lengths geometric of mean 32, at most 128, at temperature 1. A peer is told the lengths
   beforehand and served like ones together, in batches of the size at which it is fastest; ours gets all at once, with
   their limits, and as many slots as it is fastest with.
+- `stops`: the same prompts, but nobody knows the lengths: a response ends with the first of so many stop tokens that it
+  has about 32 tokens, or at 128. A peer is served in the order of the prompts, in batches of the size at which it is fastest; such a batch
+  goes on until its last response has ended.
 - `compile`: the first call of a fresh process at `32x64`, less what such a call takes later; nothing is cached on disk.
 
 A figure is the median of the runs; the table shows their range, too. The ratio is above 1 where ours is better.
@@ -49,9 +52,9 @@ def random_weights(shape, seed=0):
     return {name: value.astype(np.float32) for name, value in made.items()}
 
 
-def requests(size, limits, seed, vocab, greedy=False, batch=PROMPTS):
+def requests(size, limits, seed, vocab, greedy=False, batch=PROMPTS, stops=()):
     prompts = np.random.default_rng(seed).integers(1, vocab, (size, PROMPT)).tolist()
-    return dict(prompts=prompts, limits=[int(n) for n in limits], greedy=greedy, batch=batch)
+    return dict(prompts=prompts, limits=[int(n) for n in limits], greedy=greedy, batch=batch, stops=list(stops))
 
 
 class Side:
@@ -82,14 +85,18 @@ class Side:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
-        lengths = [len(tokens) for tokens in answer["tokens"]]
-        if lengths != request["limits"]:
-            raise SystemExit(f"{self.name} drew {sum(lengths)} tokens where {sum(request['limits'])} were asked for")
+        for tokens, limit in zip(answer["tokens"], request["limits"], strict=True):
+            if len(tokens) != limit and not (tokens and tokens[-1] in request["stops"]):
+                raise SystemExit(f"{self.name} drew {len(tokens)} tokens where {limit} were asked for")
         return answer["seconds"], answer["tokens"]
 
     def close(self):
         with self.process:  # closes its pipes and waits
             pass
+
+
+def rate(seconds, tokens):
+    return sum(map(len, tokens)) / seconds
 
 
 class Bench:
@@ -126,6 +133,8 @@ class Bench:
             self._measure_even()
         if "ragged" in self.sizes["work"].split(","):
             self._measure_ragged()
+        if "stops" in self.sizes["work"].split(","):
+            self._measure_stops()
         return self.rows
 
     def _measure_even(self):
@@ -140,8 +149,16 @@ class Bench:
     def _measure_ragged(self):
         n = self.sizes["requests"]
         limits = np.minimum(np.random.default_rng(2).geometric(1 / self.sizes["mean"], n), self.sizes["cap"])
-        best = {name: self._best_batch(name, limits) for name in self.sides}
-        self._compare("ragged", lambda name: requests(n, limits, 3, self.shape["vocab"], batch=best[name]))
+        self._compare_at_best("ragged", limits)
+
+    def _measure_stops(self):
+        n, vocab = self.sizes["requests"], self.shape["vocab"]
+        stops = np.random.default_rng(4).permutation(vocab)[:max(1, vocab // self.sizes["mean"])].tolist()
+        self._compare_at_best("stops", [self.sizes["cap"]] * n, stops)
+
+    def _compare_at_best(self, name, limits, stops=()):
+        best = {side: self._best_batch(side, limits, stops) for side in self.sides}
+        self._compare(name, lambda side: requests(len(limits), limits, 3, self.shape["vocab"], batch=best[side], stops=stops))
 
     def _compiling(self, side, later):
         """What the first calls took beyond a later one."""
@@ -155,31 +172,28 @@ class Bench:
             same = np.cumprod(tokens["jaxalign"] == tokens[peer], axis=1).mean()
             self._row("check", peer, [float(same)], [1.0], "share of greedy tokens the same")
 
-    def _best_batch(self, name, limits):
-        seconds = {}
+    def _best_batch(self, name, limits, stops=()):
+        speed = {}
         for batch in filter(lambda size: size <= max(len(limits), BATCHES[0]), BATCHES):
-            request = requests(len(limits), limits, 3, self.shape["vocab"], batch=batch)
+            request = requests(len(limits), limits, 3, self.shape["vocab"], batch=batch, stops=stops)
             self.sides[name](request)
-            seconds[batch] = self.sides[name](request)[0]
-        best = min(seconds, key=seconds.get)
-        print(f"{name} in batches: " + ", ".join(f"{b}: {sum(limits) / s:,.0f} tokens/s" for b, s in seconds.items()),
-              file=sys.stderr)
-        return best
+            speed[batch] = rate(*self.sides[name](request))
+        print(f"{name} in batches: " + ", ".join(f"{b}: {s:,.0f} tokens/s" for b, s in speed.items()), file=sys.stderr)
+        return max(speed, key=speed.get)
 
     def _compare(self, name, request):
         """Tokens a second in turn with each peer; returns {(peer, side): [seconds, …]}."""
-        seconds = {}
+        calls = {}
         for side, ask in self.sides.items():  # once for what is compiled
             ask(request(side))
         for _ in range(self.runs):
             for peer in self.peers or [None]:
                 for side in filter(None, ("jaxalign", peer)):
-                    seconds.setdefault((peer, side), []).append(self.sides[side](request(side))[0])
-        total = sum(request("jaxalign")["limits"])
+                    calls.setdefault((peer, side), []).append(self.sides[side](request(side)))
         for peer in self.peers or [None]:
-            ours, theirs = ([total / s for s in seconds.get((peer, side), [])] for side in ("jaxalign", peer))
+            ours, theirs = ([rate(*call) for call in calls.get((peer, side), [])] for side in ("jaxalign", peer))
             self._row(name, peer, ours, theirs, "tokens/s")
-        return seconds
+        return {who: [seconds for seconds, _ in made] for who, made in calls.items()}
 
     def _row(self, name, peer, ours, theirs, unit):
         mine, other = statistics.median(ours), statistics.median(theirs) if theirs else None
@@ -206,7 +220,7 @@ def main(arguments=None):
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--runs", type=int, default=5, help="of every comparison")
     parser.add_argument("--first", type=int, default=3, help="fresh processes whose first call is timed")
-    parser.add_argument("--work", default="even,ragged", help="the rows of 32 prompts, those of ragged requests")
+    parser.add_argument("--work", default="even,ragged,stops", help="which rows")
     for name, size in (("prompts", PROMPTS), ("new", NEW), ("requests", REQUESTS), ("mean", MEAN), ("cap", CAP)):
         parser.add_argument(f"--{name}", type=int, default=size)
     for name in ("vocab", "width", "layers", "heads", "mlp"):

@@ -2,8 +2,8 @@
 
     python tools/bench_generators.py jaxalign|transformers|tunix SHAPE.json WEIGHTS.npz
 
-A request is a line {"prompts", "limits", "greedy", "batch"}, its answer a line {"seconds", "device", "tokens"}. Every
-response has as many tokens as its limit says. Libraries are imported, and weights loaded, before the first answer, a
+A request is a line {"prompts", "limits", "greedy", "batch", "stops"}, its answer a line {"seconds", "device", "tokens"}. A
+response has as many tokens as its limit says, or ends with the first of the ids in `stops`. Libraries are imported, and weights loaded, before the first answer, a
 line {"ready", "device"}; what is compiled at the first request counts in its seconds.
 """
 
@@ -38,17 +38,16 @@ class Jaxalign:
         self.params = nnx.from_flat_state([(path, leaf.replace(jax.numpy.asarray(weights[names[path]])))
                                            for path, leaf in nnx.to_flat_state(abstract)])
 
-    def __call__(self, prompts, limits, greedy, batch):
+    def __call__(self, prompts, limits, greedy, batch, stops):
         from jaxalign.rollout.engine import Sampler
         from jaxalign.rollout.sampling import Settings
 
-        kind = max(limits), batch
+        kind = max(limits), batch, tuple(stops)
         if kind not in self.samplers:
-            self.samplers[kind] = Sampler(self.graphdef, stop_ids=(), max_new_tokens=kind[0], slots=batch,
-                                                         bucket=BUCKET)
+            self.samplers[kind] = Sampler(self.graphdef, stop_ids=kind[2], max_new_tokens=kind[0], slots=batch, bucket=BUCKET)
         keys = self.jax.random.split(self.jax.random.key(0), len(prompts))
         out = self.samplers[kind](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
-        return [out.ids(n) for n in range(len(prompts))]
+        return [row[mask > 0].tolist() for row, mask in zip(out.tokens, out.mask)]
 
 
 class Transformers:
@@ -85,17 +84,18 @@ class Transformers:
         model.tie_weights()
         self.model = model.to(place, getattr(torch, shape["dtype"])).eval()
 
-    def __call__(self, prompts, limits, greedy, batch):
+    def __call__(self, prompts, limits, greedy, batch, stops):
         tokens = [None] * len(prompts)
+        ends = dict(eos_token_id=stops, pad_token_id=0) if stops else {}
         for chosen in batches(limits, batch):
             ids = self.torch.tensor([prompts[n] for n in chosen], device=self.model.device)
             longest = max(limits[n] for n in chosen)
             kinds = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
             with self.torch.inference_mode():
                 seen = self.torch.ones_like(ids)
-                out = self.model.generate(ids, attention_mask=seen, max_new_tokens=longest, **kinds)
+                out = self.model.generate(ids, attention_mask=seen, max_new_tokens=longest, **kinds, **ends)
             for n, row in zip(chosen, out[:, ids.shape[1]:].tolist()):
-                tokens[n] = row[:limits[n]]
+                tokens[n] = ended(row[:limits[n]], stops)
         return tokens
 
 
@@ -133,7 +133,7 @@ class Tunix:
             put(layer.input_layernorm.w, weights["attention_norm"][i])
             put(layer.post_attention_layernorm.w, weights["mlp_norm"][i])
 
-    def __call__(self, prompts, limits, greedy, batch):
+    def __call__(self, prompts, limits, greedy, batch, stops):
         tokens = [None] * len(prompts)
         for chosen in batches(limits, batch):
             width, longest = len(prompts[0]), max(limits[n] for n in chosen)
@@ -145,9 +145,11 @@ class Tunix:
             kinds = {} if greedy else dict(temperature=1.0, top_p=1.0)
             out = self.samplers[width + longest](
                 [" ".join(map(str, prompts[n])) for n in chosen], max_generation_steps=longest, max_prompt_length=width,
-                eos_tokens=[NOBODY], seed=0, **kinds)
+                eos_tokens=stops or [NOBODY], seed=0, **kinds)
             for n, row in zip(chosen, out.tokens):
                 tokens[n] = np.asarray(row)[:limits[n]].tolist()
+                if len(tokens[n]) < limits[n]:
+                    tokens[n] += stops[:1]  # it leaves out which one was drawn
         return tokens
 
 
@@ -175,6 +177,11 @@ class Ids:
 
 
 SIDES = {"jaxalign": Jaxalign, "transformers": Transformers, "tunix": Tunix}
+
+
+def ended(row, stops):
+    """A row up to its first stop token, that one included."""
+    return row[:next((n + 1 for n, token in enumerate(row) if token in stops), len(row))]
 
 
 def batches(limits, size):
