@@ -21,7 +21,7 @@ from jaxalign.exchange.peft import CONFIG, WEIGHTS, adapter_files
 from jaxalign.exchange.safetensors import write
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import describe, find_family
-from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, unpack_tokenizer
+from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, read_params, unpack_tokenizer
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -59,12 +59,13 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
     abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
     shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
     mapping = mapping_of(published, model, head, shapes)
-    params = load_params(folder, part, abstract)
+    types = {name: DTYPES[dtype or origin.get("dtypes", {}).get(name) or origin.get("dtype", "float32")]
+             for name in mapping.published}
+    params = load_params(folder, part, abstract) if "lora" in meta else read_params(
+        folder, meta, part, abstract, _in_its_type(mapping, types))
     leaves = dict(zip(shapes, map(np.asarray, jax.tree.leaves(params))))
     if head == "reward" and np.any(leaves["gate/kernel"]):
         raise ConfigError(f"{folder}: its score counts log-probabilities too, which no classifier of transformers does")
-    types = {name: DTYPES[dtype or origin.get("dtypes", {}).get(name) or origin.get("dtype", "float32")]
-             for name in mapping.published}
     name_of = {name: bare(name) if origin.get("bare") and name.partition(".")[0] not in ("lm_head", "score")
                else name for name in mapping.published}
     tensors = {name_of[name]: (types[name], mapping.shape(name)) for name in mapping.published}
@@ -85,6 +86,20 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
             (aside / name).write_bytes(data)
     return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
             "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
+
+
+def _in_its_type(mapping, types):
+    """(path, variable) → what is kept of it: a parameter that is written in one type alone is never held in a wider one."""
+    wanted = {}
+    for name, (tensor, _) in mapping.published.items():
+        for part in tensor.parts:
+            wanted.setdefault(part, set()).add(types[name])
+
+    def each(path, variable):
+        kinds = wanted.get("/".join(map(str, path)), ())
+        return variable.replace(np.asarray(variable.get_value()).astype(*kinds) if len(kinds) == 1 else variable.get_value())
+
+    return each
 
 
 def export_adapters(checkpoint, to):
