@@ -4,8 +4,7 @@
 
 Starts from the SFT model of configs/first_light.py. 100 steps of 16 rows. It ends with what that cost, on the dev data of
 that model, and what it brought ("old domain: … → …", "new domain: … → …"). Needs the sets that configs/first_light.py
-needs. experiments/forgetting measures it by how much is replayed (`--tasks=code_sft`); figures there are so far of
-continued pretraining alone.
+needs. experiments/forgetting measures it by how much is replayed (`--tasks=code_sft`).
 """
 
 import os
