@@ -109,6 +109,12 @@ def gathered(tree):
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def wait_for_all(where):
+    """Waits until every process has come to the same place, a name for errors."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 def look_up(table_VD, tokens_BT):
     """`table[tokens]`, each device looking up its own rows: in the mesh of `jax.set_mesh`, if there is one.
 

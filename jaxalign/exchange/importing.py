@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -20,7 +21,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import model_config
 from jaxalign.models.heads import ScalarModel
 from jaxalign.models.transformer import Transformer
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import make_mesh, replicated, wait_for_all
 from jaxalign.train.adapters import base_record, fingerprint_of
 from jaxalign.train.checkpoint import Checkpointer, flat_shapes, load_params, pack_tokenizer, read_meta
 from jaxalign.train.state import TrainState
@@ -60,7 +61,8 @@ def open_published(path):
 def import_model(source, to, *, mesh=None):
     """Writes the checkpoint of a published model; returns what it is.
 
-    All that can be said against the source is said before a weight is read, and what is broken off leaves nothing.
+    All that can be said against the source is said before a weight is read, and what is broken off leaves nothing. Of
+    several processes each calls this, and holds its own devices' parts alone; they share the file system.
 
     Args:
       source: a folder as transformers writes it, or a GGUF file.
@@ -101,9 +103,9 @@ def import_model(source, to, *, mesh=None):
                       "dtypes": others, "bare": read.bare, "copied": read.copied,
                       "stop_ids": stop_ids(published.generation, published.config)},
     } | ({"pooling": "last"} if head == "reward" else {})
-    mesh = mesh or make_mesh(fsdp=-1, devices=jax.local_devices())
+    mesh = mesh or make_mesh(fsdp=-1)
     params = read_parameters(read, abstract, mesh, made=("gate/kernel",) if head == "reward" else ())
-    _write(to, head, params, meta)
+    _write(to, head, params, meta, mesh)
     return {"family": published.config["model_type"], "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "dtype": dtype, "vocab_size": model.vocab_size, "tokens": tokenizer.vocab_size,
             "template": tokenizer.has_template}
@@ -146,21 +148,28 @@ def import_adapters(source, to, base):
         "lineage": [*below["lineage"], {"stage": "import", "path": str(to), "steps": 0, "parent": str(folder)}],
         "lora": dataclasses.asdict(lora), "base": base_record(folder, mark, to),
     }
-    _write(to, "policy", adapters, meta)
+    _write(to, "policy", adapters, meta, make_mesh(devices=jax.local_devices()[:1]))
     return {"family": f"adapters of rank {lora.rank}", "parameters": sum(x.size for x in jax.tree.leaves(adapters)),
             "dtype": "float32", "template": "published" in below}
 
 
-def _write(to, head, params, meta):
+def _write(to, head, params, meta, mesh):
     """Aside first, so that nothing half-written ever stands at `to`."""
-    aside = to.with_name(f".{to.name}.importing")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, first = to.with_name(f".{to.name}.importing"), jax.process_index() == 0
+    if first:
+        shutil.rmtree(aside, ignore_errors=True)
+    wait_for_all("import: read")
     try:
         checkpointer = Checkpointer(aside, at_once=max(x.nbytes for x in jax.tree.leaves(params)))
-        checkpointer.save(TrainState(jax.numpy.zeros((), jax.numpy.int32), {head: params}, (), jax.random.key(0)), meta)
+        step, key = jax.jit(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)), out_shardings=replicated(mesh))()
+        checkpointer.save(TrainState(step, {head: params}, (), key), meta)
         checkpointer.close()
-        if to.exists():
-            to.rmdir()
-        os.replace(aside, to)
+        wait_for_all("import: written")
+        if first:
+            if to.exists():
+                to.rmdir()
+            os.replace(aside, to)
+        wait_for_all("import: in its place")
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if first:
+            shutil.rmtree(aside, ignore_errors=True)

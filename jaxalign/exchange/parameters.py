@@ -5,7 +5,6 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -143,9 +142,7 @@ def read_parameters(source, abstract, mesh, made=()):
     paths = list(flat_shapes(nnx.to_pure_dict(abstract)))
     leaves = []
     for path, sharding, leaf in zip(paths, placed, jax.tree.leaves(abstract)):
-        if path in made:
-            leaves.append(jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), sharding))
-        else:
-            read = functools.partial(source.leaf, path)
-            leaves.append(jax.make_array_from_callback(leaf.shape, sharding, read))
+        read = (lambda slices, leaf=leaf: np.zeros(leaf.shape, leaf.dtype)[slices]) if path in made else (
+            functools.partial(source.leaf, path))
+        leaves.append(jax.make_array_from_callback(leaf.shape, sharding, read))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
