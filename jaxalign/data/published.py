@@ -177,8 +177,12 @@ def unpack_files(bundle):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def read_folder(folder):
-    """The `PublishedTokenizer` of a published model's folder. Raises DataError where there is none."""
+def read_folder(folder, config=None):
+    """The `PublishedTokenizer` of a published model's folder. Raises DataError where there is none.
+
+    Args:
+      config: the model's; its ids are where texts begin and end if the tokenizer's own files name no end, as GPT-2's.
+    """
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
     if not any(name in files for name in VOCABULARIES):
         files = gpt2_json(files, folder)
@@ -186,12 +190,22 @@ def read_folder(folder):
         raise DataError(folder, None, "a tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)",
                         "none", "copy it beside the weights")
     try:
-        return PublishedTokenizer(pack_files(files))
+        return PublishedTokenizer(pack_files(_with_ends(files, config or {})))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:  # values of kinds that none expects
         raise ConfigError(f"{folder}: its tokenizer's files hold something that cannot be used "
                           f"({type(error).__name__}: {str(error)[:200]}); copy or download them again") from None
+
+
+def _with_ends(files, config):
+    names = _json(files, "special_tokens_map.json")
+    if (names | _json(files, "tokenizer_config.json")).get("eos_token") or not isinstance(config.get("eos_token_id"), int):
+        return files
+    vocabulary = open_vocabulary(files, _json(files, "added_tokens.json"))
+    ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    named = {name: vocabulary.piece(i) for name, i in ids.items() if isinstance(i, int) and 0 <= i < vocabulary.size}
+    return files | {"special_tokens_map.json": json.dumps(names | named, ensure_ascii=False).encode()}
 
 
 def _json(files, name):

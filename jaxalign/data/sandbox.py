@@ -1,6 +1,8 @@
 """Jinja templates compiled so that they may do little and not for long."""
 
+import datetime
 import json
+import re
 
 from jaxalign.data.budget import MOST_TEXT, Budget, bounded, replaced
 from jaxalign.data.chat import TemplateFault
@@ -12,6 +14,9 @@ GROWING = ("center", "encode", "expandtabs", "format", "format_map", "ljust", "m
 UNBOUNDED = ("batch", "center", "format", "indent", "pprint", "round", "slice", "striptags", "sum", "urlencode", "urlize",
              "wordcount", "wordwrap", "xmlattr")  # filters like them
 SCOPE = ("_block_vars", "_loop_vars")  # what compiled templates hand to each call inside a loop, beside its arguments
+# What `strftime_now` writes, always: the same talk is the same tokens tomorrow. Llama 3.2's templates fall back on this date.
+TODAY = datetime.datetime(2024, 7, 26)
+FORM = re.compile(r"(?:[^%]|%-?[A-Za-z%]){0,100}")
 TESTS = {"==": "eq", "eq": "eq", "equalto": "eq", "!=": "ne", "ne": "ne", ">": "gt", "gt": "gt", "greaterthan": "gt",
          ">=": "gteq", "ge": "gteq", "<": "lt", "lt": "lt", "lessthan": "lt", "<=": "lteq", "le": "lteq"}  # fmt: skip
 
@@ -67,6 +72,11 @@ def compiled(source):
     def raise_exception(message):
         raise TemplateFault(str(message)[:300])
 
+    def strftime_now(form):
+        if not isinstance(form, str) or not FORM.fullmatch(form):
+            raise TemplateFault(f"strftime_now({str(form)[:50]!r}) is no plain form of a date")
+        return TODAY.strftime(form)
+
     def to_json(value, indent=None, ensure_ascii=False, **_):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent, 8) if indent else None)
 
@@ -74,14 +84,13 @@ def compiled(source):
                           finalize=budget.weigh)
     for name in UNBOUNDED:
         del environment.filters[name]
-    # No clock (strftime_now): a template that writes today's date falls back on the one its model was trained with.
     environment.filters |= {"tojson": to_json, "join": budget.joined, "replace": replaced}
     environment.filters = {name: budget.filter(name, function) for name, function in environment.filters.items()} | {
         "counted": budget.counted, "nested": budget.nested, "made": budget.made, "compared": budget.compared}
     environment.tests |= {name: _test(budget, op) for name, op in TESTS.items()} | {
         "in": budget.contained, "lower": lambda value: str(budget.weigh(value)).islower(),
         "upper": lambda value: str(budget.weigh(value)).isupper()}
-    environment.globals = {"raise_exception": raise_exception, "namespace": Namespace,
+    environment.globals = {"raise_exception": raise_exception, "namespace": Namespace, "strftime_now": strftime_now,
                            "range": environment.globals["range"], "dict": dict}
     tree = environment.parse(source)
     for loop in list(tree.find_all(nodes.For)):

@@ -82,7 +82,7 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
         _dump(aside / "config.json", published)
         if generation := origin.get("generation") if origin else _ends(tokenizer):
             _dump(aside / "generation_config.json", generation)
-        for name, data in tokenizer_files(meta, tokenizer).items():
+        for name, data in tokenizer_files(meta, tokenizer, published["pad_token_id"] if head == "reward" else None).items():
             (aside / name).write_bytes(data)
     return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
             "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
@@ -147,8 +147,8 @@ def _ends(tokenizer):
 
 def _config(origin, model, head, dtype, tokenizer):
     published = dict(origin.get("config") or describe(model) | _ends(tokenizer))
-    if head == "reward" and published.get("pad_token_id") is None:  # by which a classifier finds a row's last token
-        published["pad_token_id"] = tokenizer.pad_id
+    if head == "reward" and published.get("pad_token_id") in (None, *tokenizer.stop_ids):
+        published["pad_token_id"] = _pad_of(tokenizer)
     family = find_family(published)
     kind = "ForSequenceClassification" if head == "reward" else None
     if kind and not published.get("architectures", [""])[0].endswith(kind):
@@ -162,12 +162,26 @@ def _config(origin, model, head, dtype, tokenizer):
     return published
 
 
-def tokenizer_files(meta, tokenizer):
-    """The files of a checkpoint's tokenizer: as published, or for one trained here its SentencePiece model with a
-    template that writes what `data.chat.TEMPLATE` does."""
+def _pad_of(tokenizer):
+    """An id for padding that no document ends with: a classifier of transformers scores the last token that is none."""
+    if tokenizer.pad_id not in tokenizer.stop_ids:
+        return tokenizer.pad_id
+    others = sorted(tokenizer.special_ids - {*tokenizer.stop_ids}, key=lambda i: (i != tokenizer.unk_id, i == tokenizer.bos_id, i))
+    if not others:
+        raise ConfigError("its tokenizer has no special token but those that end a text, so none can be padding, beside which a "
+                          "classifier of transformers finds the token to score; train from a model with a pad token of its own")
+    return others[0]
+
+
+def tokenizer_files(meta, tokenizer, pad_id=None):
+    """The files of a checkpoint's tokenizer: as published, with a pad token if another is given, or for one trained here its
+    SentencePiece model with a template that writes what `data.chat.TEMPLATE` does."""
     data = unpack_tokenizer(meta)
     if data.startswith(b"PK"):
         files = unpack_files(data)
+        if pad_id not in (None, tokenizer.pad_id):
+            named = json.loads(files.get("tokenizer_config.json", b"{}")) | {"pad_token": tokenizer.piece(pad_id)}
+            files |= {"tokenizer_config.json": json.dumps(named, indent=2, ensure_ascii=False).encode()}
         talks = any(stage["stage"] in TALKING for stage in meta["lineage"])
         # Published without a template, and has learned to converse in ours.
         return files | ({"chat_template.jinja": tokenizer.template.source.encode()} if talks and not tokenizer.has_template else {})

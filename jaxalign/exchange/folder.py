@@ -33,7 +33,8 @@ def head_of(config, where):
     head = next((head for end, head in HEADS.items() if str(architecture).endswith(end)), None)
     if head is None:
         raise ConfigError(f"{where}: architectures={architecture!r}; expected a name that ends in {', '.join(HEADS)}")
-    labels = config.get("num_labels") or len(config.get("id2label") or "12")
+    named = config.get("id2label")
+    labels = config.get("num_labels") or len(named if isinstance(named, dict) and named else "12")
     if head == "reward" and labels != 1:
         raise ConfigError(f"{where}: a classifier with {labels} labels; a reward model has one (num_labels=1)")
     return head
@@ -59,6 +60,9 @@ def stop_ids(*configs):
     """Ids at which the publisher stops: eos_token_id of the first config that names any."""
     for config in configs:
         found = config.get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        if found is not None and not all(isinstance(i, int) for i in ids):
+            raise ConfigError(f"eos_token_id={found!r} of a config; expected a number, or a list of numbers")
         if found is not None:
-            return [int(i) for i in (found if isinstance(found, list) else [found])]
+            return ids
     return []

@@ -55,7 +55,7 @@ def open_published(path):
     config = read_json(path / "config.json", required=True)
     head_of(config, path / "config.json")
     generation = read_json(path / "generation_config.json")
-    return Published(path, config, generation, read_folder(path), Safetensors(path))
+    return Published(path, config, generation, read_folder(path, config), Safetensors(path))
 
 
 def import_model(source, to, *, mesh=None):
@@ -89,6 +89,10 @@ def import_model(source, to, *, mesh=None):
         raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
                           f"{model.vocab_size}; one of the two is another model's")
     check_ids(published.config, tokenizer, where)
+    if head == "reward" and published.config.get("pad_token_id") == tokenizer.end_id:
+        raise ConfigError(f"{where}: a classifier whose pad_token_id={tokenizer.end_id} is {tokenizer.piece(tokenizer.end_id)!r}, which ends "
+                          "a turn: transformers scores the token before it, jaxalign the end itself; if it was trained with another "
+                          "pad token, name that in config.json")
     abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
     shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
     mapping = mapping_of(published.config, model, head, shapes)

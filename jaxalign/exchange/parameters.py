@@ -76,13 +76,15 @@ class Source:
     """
 
     def __init__(self, files, mapping, where, copies=()):
-        self.files, self.mapping = files, mapping
+        self.files, self.mapping, self.where = files, mapping, where
         wanted, known = mapping.published, set(files.names)
         self.name_of = {name: name if name in known or bare(name) not in known else bare(name) for name in wanted}
         self.bare = any(found != name for name, found in self.name_of.items())
         missing = sorted(name for name in wanted if self.name_of[name] not in known)
         extra = sorted(name for name in known - set(self.name_of.values()) if not name.endswith(IGNORED))
         self.copied = [name for name in copies if name in extra]
+        for name in self.copied:
+            self._check_copy(name)
         extra = [name for name in extra if name not in self.copied]
         problems = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
                     for what, names in (("missing:", missing), ("unknown:", extra)) if names]
@@ -99,6 +101,16 @@ class Source:
             if dtype.name not in FLOATS:
                 raise CheckpointError(f"{where}: {self.name_of[name]} is of type {dtype.name}; expected one of "
                                       f"{', '.join(FLOATS)}")
+
+    def _check_copy(self, name):
+        """Refuses a copy of the embedding that is none: what is tied has no output matrix of its own."""
+        tied = next(self.name_of[n] for n, (t, _) in self.mapping.published.items() if t.parts[0].endswith("embed"))
+        how = [(self.files.shape(n), self.files.dtype(n)) for n in (name, tied) if n in self.files.names]
+        if len(how) < 2 or how[0] == how[1] and np.array_equal(self.files.read(name), self.files.read(tied)):
+            return
+        told = "other numbers" if how[0] == how[1] else f"{how[0][1].name} {list(how[0][0])} beside {how[1][1].name} {list(how[1][0])}"
+        raise CheckpointError(f"{self.where}: config.json has tie_word_embeddings, by which {name} is {tied}, but they differ ({told}); set "
+                              "tie_word_embeddings to false if the model has an output matrix of its own, else delete that tensor")
 
     def part(self, path, index, slices):
         """A slice of one layer's (and expert's) part of a parameter, in its published type."""

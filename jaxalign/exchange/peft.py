@@ -9,6 +9,7 @@ is the sum of ours: A's rows one after the other, B's blocks each at its own out
 """
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -27,6 +28,9 @@ from jaxalign.train.checkpoint import flat_shapes, read_meta, read_params
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model"
 PREFIX = "base_model.model."
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # of init_lora_weights: how factors began, and the base with them
+# What makes of the factors another product, or puts it elsewhere, where it is set.
+OTHER_PRODUCTS = ("alora_invocation_tokens", "arrow_config", "layer_replication", "lora_bias", "megatron_config", "target_parameters",
+                  "trainable_token_indices", "use_bdlora", "use_qalora")
 FACTORS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 
 
@@ -146,6 +150,9 @@ def read_adapters(path, meta):
         if given.get(key) not in right:
             raise ConfigError(f"{where}: {key}={given.get(key)!r}; jaxalign reads adapters of type LORA alone, without "
                               "biases or further modules")
+    if other := [key for key in OTHER_PRODUCTS if given.get(key)]:
+        raise ConfigError(f"{where}: {other[0]}={given[other[0]]!r}, with which PEFT computes something else than W + s · A · B; "
+                          "jaxalign reads adapters without it")
     begun = str(given.get("init_lora_weights")).lower()
     if begun.startswith(CHANGES_BASE):
         raise ConfigError(f"{where}: init_lora_weights={begun!r}, with which PEFT changes the base too when it reads the adapter; "
@@ -201,6 +208,9 @@ def read_adapters(path, meta):
 
 
 def _scale(given, name, rank, scaling):
-    alpha = float(next((value for key, value in (given.get("alpha_pattern") or {}).items()
-                        if name == key or name.endswith("." + key)), given["lora_alpha"]))
+    patterns = given.get("alpha_pattern") or {}
+    try:  # the first that fits, as PEFT has it: an expression for the end of a name
+        alpha = float(next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), given["lora_alpha"]))
+    except (re.error, TypeError, ValueError) as error:
+        raise ConfigError(f"adapter_config.json: alpha_pattern={patterns!r} cannot be read ({error})") from None
     return alpha / (math.sqrt(rank) if scaling == "rslora" else rank)

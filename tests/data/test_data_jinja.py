@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+from published_tokenizer import write_tokenizer  # noqa: E402
+
 from jaxalign.data import budget  # noqa: E402
 from jaxalign.data.chat import check_prefix_stable, render  # noqa: E402
 from jaxalign.data.pipeline import batches  # noqa: E402
@@ -155,6 +157,25 @@ def test_t17_text_never_yields_special_ids():
     assert t.decode(ids, specials="show").count(evil) == 2
     assert targets(t, ids, mask) == f"No {evil}<|im_end|>"
     assert not set(t.encode(evil)) & t.special_ids and t.decode(t.encode(evil)) == evil
+
+
+def test_a_template_that_writes_the_date_always_writes_the_same():
+    t = tokenizer("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    ids, _ = render(TALK[1:3], t)
+    assert t.decode(ids).startswith("26 Jul 2024")
+    for form in ("'%1000000d'", "'%d' * 1000", "5"):
+        with pytest.raises(ConfigError, match="is no plain form of a date"):
+            tokenizer("{{ strftime_now(" + form + ") }}" + CHATML)
+
+
+def test_a_tokenizer_that_names_no_end_takes_the_models(tmp_path):
+    """As GPT-2's on the hub: of its own it says how long a text may be, and no more."""
+    write_tokenizer(tmp_path, template="")
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    with pytest.raises(ConfigError, match="names no eos_token"):
+        read_folder(tmp_path)
+    t = read_folder(tmp_path, {"bos_token_id": 0, "eos_token_id": 1})
+    assert (t.bos_id, t.eos_id) == (0, 1) and open_tokenizer(t.model_bytes).eos_id == 1
 
 
 def test_a_model_without_a_template_gets_a_plain_one():

@@ -20,7 +20,7 @@ from jaxalign.data.tokenizer import load_tokenizer  # noqa: E402
 from jaxalign.data.vocabularies import byte_level_json  # noqa: E402
 from jaxalign.errors import CheckpointError  # noqa: E402
 from jaxalign.exchange.importing import check_ids  # noqa: E402
-from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
+from jaxalign.exchange.safetensors import Safetensors, write  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
@@ -115,6 +115,22 @@ def test_a_classifier_is_a_reward_model(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is not None
 
 
+def test_a_classifiers_pad_token_ends_no_text(tmp_path):
+    """transformers scores the last token that is no padding: were that the end of a turn, it would be the one before."""
+    model = tmp_path / "model"
+    model.mkdir()
+    write_model(model, {k: v for k, v in config_of("llama").items() if k != "pad_token_id"} | {"bos_token_id": None})
+    write_tokenizer(model, bos_token=None, pad_token="<|end|>")
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
+    data = tiny_stages.jsonl(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4)
+    train_stage(tiny_stages.config("reward", init_from=str(tmp_path / "run"), steps=1, data=dict(
+        train=[dict(path=str(data), shape="pairs")], dev=[])), tmp_path / "reward")
+    assert main(["export", f"--checkpoint={tmp_path / 'reward'}", f"--to={tmp_path / 'out'}"]) == 0
+    tokenizer, config = read_folder(tmp_path / "out"), json.loads((tmp_path / "out" / "config.json").read_text())
+    assert tokenizer.end_id == 1 and config["pad_token_id"] == tokenizer.pad_id == 0
+    assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'again'}"]) == 0
+
+
 def test_a_model_published_without_a_template_takes_along_the_one_that_it_was_trained_with(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
@@ -135,8 +151,6 @@ def test_a_model_published_without_a_template_takes_along_the_one_that_it_was_tr
 @pytest.mark.parametrize("case, name", [("llama, llama3 rope, tied", "lm_head.weight"), ("gpt2", "lm_head.weight")])
 def test_copies_masks_and_short_names_of_old_files(case, name, tmp_path):
     """GPT-2 was published without its names' first part and with masks; a tied head may be written twice."""
-    from jaxalign.exchange.safetensors import write
-
     model = published(tmp_path / "model", case)
     files = Safetensors(model)
     old = {n.removeprefix("transformer."): files.read(n) for n in files.names}
@@ -208,6 +222,25 @@ def integers(folder):
 def another(**changes):
     def break_it(folder):
         (folder / "config.json").write_text(json.dumps(config_of("llama") | changes))
+    return break_it
+
+
+def another_head(change):
+    """Makes of a model one that calls its output matrix the embedding and has another."""
+    def break_it(folder):
+        another(tie_word_embeddings=True)(folder)
+        files = Safetensors(folder)
+        tensors = {name: files.read(name) for name in files.names}
+        tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"])
+        write(folder, {n: (x.dtype, x.shape) for n, x in tensors.items()}, tensors.get)
+    return break_it
+
+
+def classifier(**changes):
+    def break_it(folder):
+        config = config_of("llama, classifier") | changes
+        write_model(folder, config_of("llama, classifier"))
+        (folder / "config.json").write_text(json.dumps(config))
     return break_it
 
 
@@ -307,6 +340,13 @@ def bad_template(source):
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     (no_tokenizer, "expected a tokenizer"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read"),
+    (another_head(lambda x: x + 1), "by which lm_head.weight is model.embed_tokens.weight, but they differ .other numbers."),
+    (another_head(lambda x: x[:7, :3].astype(np.int32)), r"but they differ .int32 \[7, 3\] beside bfloat16 \[24, 16\]"),
+    (another(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not something jaxalign can run"),
+    (another(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=4, layer_types=["full_attention"] * 2),
+     "layer_types='2 entries' is not something jaxalign can run"),
+    (classifier(pad_token_id=1), "a classifier whose pad_token_id=1 is '<.end.>', which ends a turn"),
+    (classifier(id2label=5, num_labels=None), "a classifier with 2 labels"),
     (another(bos_token_id=5), r"bos_token_id=5, which is 'd' in the tokenizer; expected 0 \('<.text.>'\)"),
     (another(eos_token_id=[1, 0, 7]), r"eos_token_id=7, which is 'f' in the tokenizer; expected 1 .* copy both"),
     (many_tokens, "the tokenizer has 25 tokens, the model embeds 24"),

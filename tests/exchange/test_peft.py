@@ -15,6 +15,7 @@ from peft_adapters import CASES, GOLDEN, logits, unpacked, write_adapter  # noqa
 from published_tokenizer import write_tokenizer  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
+from jaxalign.exchange.peft import read_adapters  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
@@ -97,6 +98,9 @@ def of_another_model(folder):
     (changed(bias="all"), "bias='all'"), (changed(modules_to_save=["lm_head"]), "modules_to_save="),
     (changed(init_lora_weights="pissa_niter_4"), "init_lora_weights='pissa_niter_4', with which PEFT changes the base too"),
     (changed(lora_alpha=None), "lora_alpha=None; expected a number"),
+    (changed(layer_replication=[[0, 2], [1, 3]]), "layer_replication=[[0, 2], [1, 3]], with which PEFT computes something else"),
+    (changed(alora_invocation_tokens=[3, 4]), "alora_invocation_tokens=[3, 4], with which PEFT computes something else"),
+    (changed(alpha_pattern={"(": 3}), "alpha_pattern={'(': 3} cannot be read"),
     (no_layer, "is not adapted in every layer"), (of_another_model, "adapts nothing that jaxalign adapts in this model"),
     (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json: no such file"),
     (lambda folder: (folder / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors or"),
@@ -109,6 +113,27 @@ def test_what_cannot_be_read_is_said_and_nothing_is_left(break_it, message, tmp_
     assert main(["import", f"--from={tmp_path / 'adapter'}", f"--base={tmp_path / 'base'}", f"--to={tmp_path / 'x'}"]) == 2
     assert message in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("pattern, layers", [
+    ({"^model.layers.0.self_attn.q_proj": 2.0}, [0]), ({r"layers\.[01]\.self_attn\.(q|k)_proj": 2.0, "q_proj": 3.0}, [0, 1]),
+    ({"q_proj": 2.0}, [0, 1, 2]), ({"model.layers.1.self_attn.q_pro": 2.0, "_proj": 2.0}, [])])
+def test_a_pattern_of_scales_is_an_expression_for_the_end_of_a_name(pattern, layers, tmp_path):
+    """As PEFT's `get_pattern_key` reads it; the first that fits counts."""
+    imported(tmp_path, "llama")
+    _, meta = read_meta(tmp_path / "base")
+    alpha = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"]
+
+    def factors():
+        return np.asarray(read_adapters(tmp_path / "adapter", meta)[1]["layers"]["attention"]["query"]["adapter"]["b"].get_value())
+
+    plain = factors()
+    changed(alpha_pattern={key: by * alpha for key, by in pattern.items()})(tmp_path / "adapter")
+    times = factors() / np.where(plain == 0, 1.0, plain)
+    at = {n: float(np.median(x[plain[n] != 0])) for n, x in enumerate(times)}
+    others = {n: by for n, by in at.items() if n not in layers}
+    assert all(at[n] == pytest.approx(2.0) for n in layers)
+    assert all(by == pytest.approx(3.0 if "q_proj" in pattern and layers != [0, 1, 2] else 1.0) for by in others.values())
 
 
 def test_whole_weights_are_no_adapters(tmp_path, capsys):

@@ -19,12 +19,15 @@ def activation(c, key="hidden_act", default="silu"):
     return ACTIVATIONS[name]
 
 
-def rope(c, theta=10_000.0, fraction=1.0):
+def rope(c, theta=10_000.0, fraction=None):
     """Rotary positions, as written by transformers before version 5 (`rope_theta`, `rope_scaling`) and since
-    (`rope_parameters`)."""
+    (`rope_parameters`); `fraction` is the usual one of a family that may turn a part of each head alone."""
     p = c.get("rope_parameters") or c.get("rope_scaling") or {}
     theta = p.get("rope_theta") or c.get("rope_theta") or theta
-    fraction = p.get("partial_rotary_factor") or c.get("partial_rotary_factor") or fraction
+    given = p.get("partial_rotary_factor") or c.get("partial_rotary_factor")
+    if fraction is None and given not in (None, 1):
+        refuse("partial_rotary_factor", given, "whole heads in this family")
+    fraction = given or fraction or 1.0
     return {"rope_theta": float(theta), "rope_fraction": float(fraction), "rope_scaling": scaling(p, c)}
 
 
@@ -53,6 +56,8 @@ def windows(c, fields, kinds=None):
         if unknown := sorted(set(types) - set(names)):
             refuse("layer_types", unknown[0], ", ".join(names))
         kinds = [names[t] for t in types]
+        if len(kinds) != c["num_hidden_layers"]:
+            refuse("layer_types", f"{len(kinds)} entries", f"one for each of num_hidden_layers={c['num_hidden_layers']}")
     if not kinds or not c.get("sliding_window") or "window" not in kinds:
         return fields
     if len(set(kinds)) == 1:
@@ -103,7 +108,7 @@ def qwen3_moe(c):
     if c.get("mlp_only_layers") or c.get("decoder_sparse_step", 1) != 1:
         refuse("mlp_only_layers or decoder_sparse_step", c.get("mlp_only_layers") or c["decoder_sparse_step"],
                "experts in every layer")
-    c = {"max_window_layers": 0} | c
+    c = c | {"max_window_layers": 0}  # with a window, all layers have it
     return qwen3({"head_dim": c["hidden_size"] // c["num_attention_heads"]} | c) | {
         "mlp": "experts", "mlp_dim": c["moe_intermediate_size"], "num_experts": c["num_experts"],
         "experts_per_token": c["num_experts_per_tok"], "normalize_experts": bool(c.get("norm_topk_prob", False))}
@@ -124,6 +129,7 @@ def gemma(c):
 
 def gemma2(c):
     kinds = ["window" if n % 2 == 0 else "full" for n in range(c["num_hidden_layers"])]
+    c = c | {"hidden_activation": c.get("hidden_activation") or "gelu_pytorch_tanh"}  # the first Gemma's name for it is not read
     fields = gemma(c) | {"block": "sandwich", "query_scale": c.get("query_pre_attn_scalar", 256) ** -0.5,
                          "attention_softcap": c.get("attn_logit_softcapping", 50.0) or 0.0,
                          "logit_softcap": c.get("final_logit_softcapping", 30.0) or 0.0}
@@ -139,7 +145,10 @@ def gemma3(c):
     c = {"attn_logit_softcapping": None, "final_logit_softcapping": None} | c
     places = c.get("rope_parameters") or {}
     if "full_attention" in places:
-        whole, local = places["full_attention"], places["sliding_attention"].get("rope_theta", 1e4)
+        whole, near = places["full_attention"], places["sliding_attention"]
+        if near.get("rope_type", "default") != "default":
+            refuse("rope_parameters of sliding_attention", near["rope_type"], "default")
+        local = near.get("rope_theta", 1e4)
     else:
         whole, local = places or c.get("rope_scaling") or {}, c.get("rope_local_base_freq", 1e4)
     whole = {"rope_theta": c.get("rope_theta", 1e6)} | whole
@@ -149,7 +158,8 @@ def gemma3(c):
 
 
 def phi3(c):
-    return windows(c, llama(c), ["window"])
+    plain = {key: None for key in ("partial_rotary_factor", "rope_parameters", "rope_scaling")}
+    return windows(c, llama(c | plain) | rope(c, fraction=1.0), ["window"])
 
 
 def olmo2(c):
@@ -174,7 +184,8 @@ def gpt2(c):
 def gpt_neox(c):
     # Under names of its own; what other families call rope_theta is not looked at.
     c = c | {"rope_theta": c.get("rotary_emb_base"), "partial_rotary_factor": c.get("rotary_pct")}
-    fields = llama({"hidden_act": "gelu"} | c | {"num_key_value_heads": None})
+    plain = {key: None for key in ("partial_rotary_factor", "rope_parameters", "rope_scaling", "num_key_value_heads")}
+    fields = llama({"hidden_act": "gelu"} | c | plain)
     bias = bool(c.get("attention_bias", True))
     return fields | rope(c, fraction=0.25) | {
         "norm": "layer", "norm_eps": c.get("layer_norm_eps", 1e-5), "mlp": "plain", "qkv_bias": bias, "out_bias": bias,
