@@ -1,6 +1,7 @@
 """A checkpoint → the folder of a published model, as transformers and what serves models read it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from jaxalign.exchange.importing import MODULES
 from jaxalign.exchange.parameters import bare
 from jaxalign.exchange.peft import CONFIG, WEIGHTS, adapter_files
 from jaxalign.exchange.safetensors import write
+from jaxalign.exchange.tokenizer_json import sentencepiece_json
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import describe, find_family
 from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, read_params, unpack_tokenizer
@@ -26,6 +28,7 @@ from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, read_
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
+EMBEDDINGS = ("embed", "backbone/embed")
 TALKING = ("sft", "reward", "dpo", "ppo", "grpo")  # stages that read conversations
 
 
@@ -53,6 +56,9 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
                           "transformers does; only pooling='last' can be exported")
     model = ModelConfig(**meta["model"])
     origin = meta.get("published", {})
+    # Where words are read by other numbers than they are written by, their scale can go into these.
+    scale = 1.0 if origin or model.tied_embeddings else model.embed_scale
+    model = dataclasses.replace(model, embed_scale=model.embed_scale / scale)
     tokenizer = open_tokenizer(unpack_tokenizer(meta))
     published = _config(origin, model, head, dtype, tokenizer)
     part = "reward" if head == "reward" else meta["policy"]
@@ -62,8 +68,10 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
     types = {name: DTYPES[dtype or origin.get("dtypes", {}).get(name) or origin.get("dtype", "float32")]
              for name in mapping.published}
     params = load_params(folder, part, abstract) if "lora" in meta else read_params(
-        folder, meta, part, abstract, _in_its_type(mapping, types))
+        folder, meta, part, abstract, _in_its_type(mapping, types, () if scale == 1 else EMBEDDINGS))
     leaves = dict(zip(shapes, map(np.asarray, jax.tree.leaves(params))))
+    if scale != 1:
+        leaves |= {path: leaves[path] * np.float32(scale) for path in EMBEDDINGS if path in leaves}
     if head == "reward" and np.any(leaves["gate/kernel"]):
         raise ConfigError(f"{folder}: its score counts log-probabilities too, which no classifier of transformers does")
     name_of = {name: bare(name) if origin.get("bare") and name.partition(".")[0] not in ("lm_head", "score")
@@ -88,15 +96,17 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
             "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
 
 
-def _in_its_type(mapping, types):
-    """(path, variable) → what is kept of it: a parameter that is written in one type alone is never held in a wider one."""
+def _in_its_type(mapping, types, but):
+    """(path, variable) → what is kept of it: a parameter that is written in one type alone is never held in a wider one, `but` for
+    some."""
     wanted = {}
     for name, (tensor, _) in mapping.published.items():
         for part in tensor.parts:
             wanted.setdefault(part, set()).add(types[name])
 
     def each(path, variable):
-        kinds = wanted.get("/".join(map(str, path)), ())
+        name = "/".join(map(str, path))
+        kinds = () if name in but else wanted.get(name, ())
         return variable.replace(np.asarray(variable.get_value()).astype(*kinds) if len(kinds) == 1 else variable.get_value())
 
     return each
@@ -189,9 +199,10 @@ def tokenizer_files(meta, tokenizer, pad_id=None):
     template = ("{{ bos_token }}{% for m in messages %}{{ {" + ", ".join(f"'{r}': '{h}'" for r, h in headers.items())
                 + "}[m['role']] + m['content'] + '" + tokenizer.template.end + "' }}{% endfor %}"
                 "{% if add_generation_prompt %}{{ '" + tokenizer.template.generation + "' }}{% endif %}")
-    config = {"bos_token": "<s>", "eos_token": tokenizer.template.end, "pad_token": "<pad>", "unk_token": "<unk>",
-              "add_bos_token": True, "chat_template": template}
-    return {"tokenizer.model": data, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+    config = {"bos_token": "<s>", "eos_token": tokenizer.template.end, "pad_token": "<pad>",
+              "add_bos_token": True, "chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.model": data, "tokenizer.json": sentencepiece_json(data, config["bos_token"]),
+            "tokenizer_config.json": json.dumps(config, indent=2).encode()}
 
 
 def _dump(path, value):

@@ -16,11 +16,14 @@ from published_tokenizer import write_tokenizer  # noqa: E402
 from jaxalign.cli import main  # noqa: E402
 from jaxalign.data.chat import render  # noqa: E402
 from jaxalign.data.published import PublishedTokenizer, pack_files, read_folder  # noqa: E402
-from jaxalign.data.tokenizer import load_tokenizer  # noqa: E402
+from jaxalign.data.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
 from jaxalign.data.vocabularies import byte_level_json  # noqa: E402
-from jaxalign.errors import CheckpointError  # noqa: E402
+from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
+from jaxalign.evaluate.assistant import Assistant  # noqa: E402
+from jaxalign.exchange import export_model  # noqa: E402
 from jaxalign.exchange.importing import check_ids  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors, write  # noqa: E402
+from jaxalign.exchange.tokenizer_json import sentencepiece_json  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
@@ -99,6 +102,40 @@ def test_a_model_trained_here_is_exported_as_a_published_one_and_comes_back(name
     assert before["model"] == after["model"]
     assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'again'}"]) == 0
     same_tensors(tmp_path / "out", tmp_path / "again")
+
+
+def test_a_scale_of_the_embedding_goes_into_it_where_nothing_else_is_tied_to_it(tmp_path):
+    """The quickstart's model is one: Qwen 3 has no such scale."""
+    changes = dict(qk_norm=True, tied_embeddings=False, embed_scale=5.0)
+    train_stage(tiny_stages.config("pretrain", model=tiny_stages.MODEL | changes, steps=1), tmp_path / "trained")
+    assert main(["export", f"--checkpoint={tmp_path / 'trained'}", f"--to={tmp_path / 'out'}", "--dtype=bfloat16"]) == 0
+    assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'run'}"]) == 0
+    ours, theirs = (Assistant.load(tmp_path / name) for name in ("trained", "run"))
+    embed = [np.asarray(each.params["embed"].get_value()) for each in (ours, theirs)]
+    np.testing.assert_array_equal((5 * embed[0]).astype(ml_dtypes.bfloat16).astype(np.float32), embed[1])
+    assert read_meta(tmp_path / "run")[1]["model"]["embed_scale"] == 1.0
+    train_stage(tiny_stages.config("pretrain", model=tiny_stages.MODEL | changes | {"tied_embeddings": True}, steps=1), tmp_path / "tied")
+    with pytest.raises(ConfigError, match="it differs in .*model.embed_scale=5.0"):
+        export_model(tmp_path / "tied", tmp_path / "none")
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_tokenizer_trained_here_gives_the_same_ids_where_it_is_exported_to(model_type):
+    """As transformers reads it: one text for a talk, which its template wrote, special tokens in it."""
+    import tokenizers
+
+    texts = [*tiny_stages.TEXTS, "Numbers as 12 + 7 = 19, names as Zo\u00eb;  two spaces, <unk> and <0x41>.\n\tA tab.", "caf\u00e9 \u4e2d\u6587"] * 3
+    ours = train_tokenizer(texts, vocab_size=400, model_type=model_type)
+    theirs = tokenizers.Tokenizer.from_str(sentencepiece_json(ours.model_bytes, "<s>").decode())
+    draw = np.random.default_rng(0)
+    parts = "The fox| is|  red|\n|12|\u00eb|\U0001f642|\u00a0|<unk>|</s|<|ca|f\u00e9|.|,| |\t".split("|")
+    for text in ["", " ", "The fox", *("".join(draw.choice(parts, 9)) for _ in range(300))]:
+        ids = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids and theirs.encode(text).ids == [ours.bos_id, *ids]
+        assert theirs.decode(ids) == ours.decode(ids) == text
+    talk = [{"role": "user", "content": "The fox?\n"}, {"role": "assistant", "content": " Yes,  12."}]
+    written = "<s><|user|>The fox?\n<|end|><|assistant|> Yes,  12.<|end|>"
+    assert theirs.encode(written, add_special_tokens=False).ids == render(talk, ours)[0]
 
 
 def test_a_classifier_is_a_reward_model(tmp_path):

@@ -1,0 +1,64 @@
+"""A SentencePiece tokenizer trained here as a `tokenizer.json`: the same ids where transformers reads it.
+
+Of a SentencePiece model alone transformers makes a tokenizer that drops the space before a text's first word.
+"""
+
+import json
+
+from sentencepiece import sentencepiece_model_pb2
+
+SPACE = "\u2581"
+TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
+NEVER = -1e4  # of pieces that are no text
+UNIGRAM = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
+
+
+def sentencepiece_json(model, start):
+    """The bytes of a `tokenizer.json`.
+
+    Each text between special tokens is cut by itself, a space before it, as `Tokenizer.encode` cuts it. What differs: the
+    sign ▁ (U+2581), bytes here and a space there, and texts that spell a special token or, of a unigram, a byte's piece, "<0x0A>".
+
+    Args:
+      model: bytes of a SentencePiece model, unigram or BPE, without normalisation.
+      start: the special token before every text.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    # The unknown's name has a space, which no text has where pieces are looked for: as all bytes are known it never is needed, but
+    # its id has to be somebody's.
+    pieces = [("< unk >" if p.type == TYPES.UNKNOWN else p.piece, p.score if p.type == TYPES.NORMAL else NEVER) for p in proto.pieces]
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    special = [{"id": i, "content": p.piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+                "special": True} for i, p in enumerate(proto.pieces) if p.type == TYPES.CONTROL]
+    unknown = next(i for i, p in enumerate(proto.pieces) if p.type == TYPES.UNKNOWN)
+    if proto.trainer_spec.model_type == UNIGRAM:
+        inside = {"type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": True}
+    else:
+        inside = {"type": "BPE", "dropout": None, "unk_token": pieces[unknown][0], "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": ids,
+                  "merges": _merges(proto, ids)}
+    spec = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing", "special_tokens": {start: {"id": start, "ids": [ids[start]], "tokens": [start]}},
+            "single": [{"SpecialToken": {"id": start, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": inside,
+    }  # fmt: skip
+    return json.dumps(spec, ensure_ascii=False).encode()
+
+
+def _merges(proto, ids):
+    """Pairs of pieces, the first merged first: SentencePiece merges what makes the piece of the highest score."""
+    whole = {p.piece: p.score for p in proto.pieces if p.type == TYPES.NORMAL}
+    merges = []
+    for piece in sorted(whole, key=lambda piece: (-whole[piece], ids[piece])):
+        pairs = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
+        merges += sorted((pair for pair in pairs if pair[0] in whole and pair[1] in whole), key=lambda pair: [ids[p] for p in pair])
+    return merges
