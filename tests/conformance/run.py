@@ -37,11 +37,12 @@ import rankings  # noqa: E402
 import real  # noqa: E402
 import supervised  # noqa: E402
 import tokens  # noqa: E402
+import trained  # noqa: E402
 from comparison import Skip, measure  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from jaxalign.objectives import OBJECTIVES  # noqa: E402
 
-GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families, real, adapters]
+GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families, real, trained, adapters]
 ROWS = [row for group in GROUPS for row in group.ROWS]
 PACKAGES = ["trl", "transformers", "verl", "rlax", "rax", "peft"]
 
