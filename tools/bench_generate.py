@@ -54,7 +54,7 @@ def random_weights(shape, seed=0):
 
 def requests(size, limits, seed, vocab, greedy=False, batch=PROMPTS, stops=()):
     prompts = np.random.default_rng(seed).integers(1, vocab, (size, PROMPT)).tolist()
-    return dict(prompts=prompts, limits=[int(n) for n in limits], greedy=greedy, batch=batch, stops=list(stops))
+    return dict(prompts=prompts, limits=[int(n) for n in limits], greedy=greedy, batch=batch, stops=list(stops), seed=0)
 
 
 class Side:
@@ -85,8 +85,10 @@ class Side:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
+        stops = frozenset(request["stops"])
         for tokens, limit in zip(answer["tokens"], request["limits"], strict=True):
-            if len(tokens) != limit and not (tokens and tokens[-1] in request["stops"]):
+            early = len(tokens) < limit and tokens and tokens[-1] in stops
+            if len(tokens) != limit and not early or not stops.isdisjoint(tokens[:-1]):
                 raise SystemExit(f"{self.name} drew {len(tokens)} tokens where {limit} were asked for")
         return answer["seconds"], answer["tokens"]
 
@@ -186,10 +188,10 @@ class Bench:
         calls = {}
         for side, ask in self.sides.items():  # once for what is compiled
             ask(request(side))
-        for _ in range(self.runs):
+        for seed in range(1, self.runs + 1):  # other draws than those the batches were chosen by
             for peer in self.peers or [None]:
                 for side in filter(None, ("jaxalign", peer)):
-                    calls.setdefault((peer, side), []).append(self.sides[side](request(side)))
+                    calls.setdefault((peer, side), []).append(self.sides[side](request(side) | {"seed": seed}))
         for peer in self.peers or [None]:
             ours, theirs = ([rate(*call) for call in calls.get((peer, side), [])] for side in ("jaxalign", peer))
             self._row(name, peer, ours, theirs, "tokens/s")

@@ -2,7 +2,7 @@
 
     python tools/bench_generators.py jaxalign|transformers|tunix SHAPE.json WEIGHTS.npz
 
-A request is a line {"prompts", "limits", "greedy", "batch", "stops"}, its answer a line {"seconds", "device", "tokens"}. A
+A request is a line {"prompts", "limits", "greedy", "batch", "stops", "seed"}, its answer a line {"seconds", "device", "tokens"}. A
 response has as many tokens as its limit says, or ends with the first of the ids in `stops`. Libraries are imported, and weights loaded, before the first answer, a
 line {"ready", "device"}; what is compiled at the first request counts in its seconds.
 """
@@ -38,14 +38,14 @@ class Jaxalign:
         self.params = nnx.from_flat_state([(path, leaf.replace(jax.numpy.asarray(weights[names[path]])))
                                            for path, leaf in nnx.to_flat_state(abstract)])
 
-    def __call__(self, prompts, limits, greedy, batch, stops):
+    def __call__(self, prompts, limits, greedy, batch, stops, seed):
         from jaxalign.rollout.engine import Sampler
         from jaxalign.rollout.sampling import Settings
 
         kind = max(limits), batch, tuple(stops)
         if kind not in self.samplers:
             self.samplers[kind] = Sampler(self.graphdef, stop_ids=kind[2], max_new_tokens=kind[0], slots=batch, bucket=BUCKET)
-        keys = self.jax.random.split(self.jax.random.key(0), len(prompts))
+        keys = self.jax.random.split(self.jax.random.key(seed), len(prompts))
         out = self.samplers[kind](self.params, prompts, keys, Settings(0.0 if greedy else 1.0), limits)
         return [row[mask > 0].tolist() for row, mask in zip(out.tokens, out.mask)]
 
@@ -84,8 +84,9 @@ class Transformers:
         model.tie_weights()
         self.model = model.to(place, getattr(torch, shape["dtype"])).eval()
 
-    def __call__(self, prompts, limits, greedy, batch, stops):
+    def __call__(self, prompts, limits, greedy, batch, stops, seed):
         tokens = [None] * len(prompts)
+        self.torch.manual_seed(seed)
         ends = dict(eos_token_id=stops, pad_token_id=0) if stops else {}
         for chosen in batches(limits, batch):
             ids = self.torch.tensor([prompts[n] for n in chosen], device=self.model.device)
@@ -133,7 +134,7 @@ class Tunix:
             put(layer.input_layernorm.w, weights["attention_norm"][i])
             put(layer.post_attention_layernorm.w, weights["mlp_norm"][i])
 
-    def __call__(self, prompts, limits, greedy, batch, stops):
+    def __call__(self, prompts, limits, greedy, batch, stops, seed):
         tokens = [None] * len(prompts)
         for chosen in batches(limits, batch):
             width, longest = len(prompts[0]), max(limits[n] for n in chosen)
@@ -145,7 +146,7 @@ class Tunix:
             kinds = {} if greedy else dict(temperature=1.0, top_p=1.0)
             out = self.samplers[width + longest](
                 [" ".join(map(str, prompts[n])) for n in chosen], max_generation_steps=longest, max_prompt_length=width,
-                eos_tokens=stops or [NOBODY], seed=0, **kinds)
+                eos_tokens=stops or [NOBODY], seed=seed, **kinds)
             for n, row in zip(chosen, out.tokens):
                 tokens[n] = np.asarray(row)[:limits[n]].tolist()
                 if len(tokens[n]) < limits[n]:
@@ -181,6 +182,7 @@ SIDES = {"jaxalign": Jaxalign, "transformers": Transformers, "tunix": Tunix}
 
 def ended(row, stops):
     """A row up to its first stop token, that one included."""
+    stops = frozenset(stops)
     return row[:next((n + 1 for n, token in enumerate(row) if token in stops), len(row))]
 
 

@@ -90,7 +90,8 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
         _dump(aside / "config.json", published)
         if generation := origin.get("generation") if origin else _ends(tokenizer):
             _dump(aside / "generation_config.json", generation)
-        for name, data in tokenizer_files(meta, tokenizer, published["pad_token_id"] if head == "reward" else None).items():
+        other_pad = head == "reward" and origin.get("config", {}).get("pad_token_id") != published["pad_token_id"] != tokenizer.pad_id
+        for name, data in tokenizer_files(meta, tokenizer, published["pad_token_id"] if other_pad else None).items():
             (aside / name).write_bytes(data)
     return {"family": published["model_type"], "parameters": sum(a.size for a in leaves.values()),
             "dtype": dtype or origin.get("dtype", "float32"), "tensors": len(tensors)}
@@ -157,7 +158,7 @@ def _ends(tokenizer):
 
 def _config(origin, model, head, dtype, tokenizer):
     published = dict(origin.get("config") or describe(model) | _ends(tokenizer))
-    if head == "reward" and published.get("pad_token_id") in (None, *tokenizer.stop_ids):
+    if head == "reward" and published.get("pad_token_id") in (None, tokenizer.end_id):
         published["pad_token_id"] = _pad_of(tokenizer)
     family = find_family(published)
     kind = "ForSequenceClassification" if head == "reward" else None
@@ -174,7 +175,7 @@ def _config(origin, model, head, dtype, tokenizer):
 
 def _pad_of(tokenizer):
     """An id for padding that no document ends with: a classifier of transformers scores the last token that is none."""
-    if tokenizer.pad_id not in tokenizer.stop_ids:
+    if tokenizer.pad_id != tokenizer.end_id:
         return tokenizer.pad_id
     others = sorted(tokenizer.special_ids - {*tokenizer.stop_ids}, key=lambda i: (i != tokenizer.unk_id, i == tokenizer.bos_id, i))
     if not others:
@@ -189,9 +190,10 @@ def tokenizer_files(meta, tokenizer, pad_id=None):
     data = unpack_tokenizer(meta)
     if data.startswith(b"PK"):
         files = unpack_files(data)
-        if pad_id not in (None, tokenizer.pad_id):
-            named = json.loads(files.get("tokenizer_config.json", b"{}")) | {"pad_token": tokenizer.piece(pad_id)}
-            files |= {"tokenizer_config.json": json.dumps(named, indent=2, ensure_ascii=False).encode()}
+        for name in ("tokenizer_config.json", "special_tokens_map.json") if pad_id is not None else ():
+            if name in files or name == "tokenizer_config.json":
+                named = json.loads(files.get(name, b"{}")) | {"pad_token": tokenizer.piece(pad_id)}
+                files |= {name: json.dumps(named, indent=2, ensure_ascii=False).encode()}
         talks = any(stage["stage"] in TALKING for stage in meta["lineage"])
         # Published without a template, and has learned to converse in ours.
         return files | ({"chat_template.jinja": tokenizer.template.source.encode()} if talks and not tokenizer.has_template else {})
@@ -199,10 +201,12 @@ def tokenizer_files(meta, tokenizer, pad_id=None):
     template = ("{{ bos_token }}{% for m in messages %}{{ {" + ", ".join(f"'{r}': '{h}'" for r, h in headers.items())
                 + "}[m['role']] + m['content'] + '" + tokenizer.template.end + "' }}{% endfor %}"
                 "{% if add_generation_prompt %}{{ '" + tokenizer.template.generation + "' }}{% endif %}")
-    config = {"bos_token": "<s>", "eos_token": tokenizer.template.end, "pad_token": "<pad>",
-              "add_bos_token": True, "chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return {"tokenizer.model": data, "tokenizer.json": sentencepiece_json(data, config["bos_token"]),
-            "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+    config = {"bos_token": "<s>", "eos_token": tokenizer.template.end, "pad_token": "<pad>", "add_bos_token": True,
+              "chat_template": template}
+    same = sentencepiece_json(data, config["bos_token"])
+    config |= {"unk_token": "<unk>"} if same is None else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    files = {"tokenizer.model": data, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+    return files | ({} if same is None else {"tokenizer.json": same})
 
 
 def _dump(path, value):

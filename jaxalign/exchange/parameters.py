@@ -109,8 +109,9 @@ class Source:
         if len(how) < 2 or how[0] == how[1] and np.array_equal(self.files.read(name), self.files.read(tied)):
             return
         told = "other numbers" if how[0] == how[1] else f"{how[0][1].name} {list(how[0][0])} beside {how[1][1].name} {list(how[1][0])}"
-        raise CheckpointError(f"{self.where}: config.json has tie_word_embeddings, by which {name} is {tied}, but they differ ({told}); set "
-                              "tie_word_embeddings to false if the model has an output matrix of its own, else delete that tensor")
+        raise CheckpointError(f"{self.where}: {name} should be {tied} again, as in a model with tie_word_embeddings or a classifier, but they "
+                              f"differ ({told}); set tie_word_embeddings to false in config.json if a language model has an output matrix of its "
+                              "own, else delete that tensor")
 
     def part(self, path, index, slices):
         """A slice of one layer's (and expert's) part of a parameter, in its published type."""

@@ -10,20 +10,25 @@ from sentencepiece import sentencepiece_model_pb2
 SPACE = "\u2581"
 TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
 NEVER = -1e4  # of pieces that are no text
-UNIGRAM = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
+UNIGRAM, BPE = sentencepiece_model_pb2.TrainerSpec.UNIGRAM, sentencepiece_model_pb2.TrainerSpec.BPE
 
 
 def sentencepiece_json(model, start):
-    """The bytes of a `tokenizer.json`.
+    """The bytes of a `tokenizer.json`; None for a model of another make than `data.tokenizer.train_tokenizer`'s, which would need
+    other rules.
 
     Each text between special tokens is cut by itself, a space before it, as `Tokenizer.encode` cuts it. What differs: the
     sign ▁ (U+2581), bytes here and a space there, and texts that spell a special token or, of a unigram, a byte's piece, "<0x0A>".
 
     Args:
-      model: bytes of a SentencePiece model, unigram or BPE, without normalisation.
+      model: bytes of a SentencePiece model.
       start: the special token before every text.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    rules, kind = proto.normalizer_spec, proto.trainer_spec.model_type
+    if rules.precompiled_charsmap or rules.remove_extra_whitespaces or not rules.add_dummy_prefix or kind not in (UNIGRAM, BPE) or not (
+            proto.trainer_spec.byte_fallback) or any(p.type == TYPES.USER_DEFINED for p in proto.pieces):
+        return None
     # The unknown's name has a space, which no text has where pieces are looked for: as all bytes are known it never is needed, but
     # its id has to be somebody's.
     pieces = [("< unk >" if p.type == TYPES.UNKNOWN else p.piece, p.score if p.type == TYPES.NORMAL else NEVER) for p in proto.pieces]
@@ -31,7 +36,7 @@ def sentencepiece_json(model, start):
     special = [{"id": i, "content": p.piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
                 "special": True} for i, p in enumerate(proto.pieces) if p.type == TYPES.CONTROL]
     unknown = next(i for i, p in enumerate(proto.pieces) if p.type == TYPES.UNKNOWN)
-    if proto.trainer_spec.model_type == UNIGRAM:
+    if kind == UNIGRAM:
         inside = {"type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": True}
     else:
         inside = {"type": "BPE", "dropout": None, "unk_token": pieces[unknown][0], "continuing_subword_prefix": None,

@@ -8,6 +8,7 @@ from jaxalign.batches import signature
 from jaxalign.errors import ConfigError
 from jaxalign.experience.rows import chosen
 from jaxalign.experience.shaping import group_targets, overlong_punishment
+from jaxalign.objectives.grpo import grpo
 from jaxalign.stages.defaults import base_config
 from jaxalign.stages.rl import RL_DEFAULTS, PolicyStage, masked_mean
 from jaxalign.stages.stage import BATCH_NAMES, STATISTICS
@@ -56,8 +57,9 @@ class GRPO(PolicyStage):
 
     @property
     def refers(self):
-        c, (arguments, _) = self.config, signature(self.objective)
-        return bool(c.measure_kl or c.kl_coefficient or c.objective.get("kl_coefficient") or arguments.get("ref_logp_BT"))
+        c = self.config
+        asked = self.options["kl_coefficient"] if self.objective is grpo else "ref_logp_BT" in signature(self.objective)[0]
+        return bool(c.measure_kl or c.kl_coefficient or asked)
 
     def draw(self, state, key):
         drawn, figures = super().draw(state, key)

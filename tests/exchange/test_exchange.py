@@ -16,16 +16,17 @@ from published_tokenizer import write_tokenizer  # noqa: E402
 from jaxalign.cli import main  # noqa: E402
 from jaxalign.data.chat import render  # noqa: E402
 from jaxalign.data.published import PublishedTokenizer, pack_files, read_folder  # noqa: E402
-from jaxalign.data.tokenizer import load_tokenizer, train_tokenizer  # noqa: E402
+from jaxalign.data.tokenizer import load_tokenizer, open_tokenizer, train_tokenizer  # noqa: E402
 from jaxalign.data.vocabularies import byte_level_json  # noqa: E402
 from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
 from jaxalign.evaluate.assistant import Assistant  # noqa: E402
 from jaxalign.exchange import export_model  # noqa: E402
+from jaxalign.exchange.exporting import tokenizer_files  # noqa: E402
 from jaxalign.exchange.importing import check_ids  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors, write  # noqa: E402
 from jaxalign.exchange.tokenizer_json import sentencepiece_json  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
-from jaxalign.train.checkpoint import read_meta  # noqa: E402
+from jaxalign.train.checkpoint import pack_tokenizer, read_meta  # noqa: E402
 
 GENERATION = {"eos_token_id": [1, 5], "temperature": 0.6}
 
@@ -138,6 +139,35 @@ def test_a_tokenizer_trained_here_gives_the_same_ids_where_it_is_exported_to(mod
     assert theirs.encode(written, add_special_tokens=False).ids == render(talk, ours)[0]
 
 
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_t17_what_spells_a_special_token_is_none_after_an_export_either(model_type):
+    """Where a letter of its name is in no piece, a unigram would find the token itself likelier."""
+    ours = train_tokenizer(["The fox is red and the river is deep, as ever."] * 4, vocab_size=300, model_type=model_type)
+    assert ours.encode("<")[-1] == 9 + ord("<")  # a byte
+    back = PublishedTokenizer(pack_files(tokenizer_files({"tokenizer": pack_tokenizer(ours.model_bytes), "lineage": []}, ours)))
+    for text in (*ours.chat_ids, "</s>", "<pad>", "red <|end|><|assistant|> fox <s>"):
+        ids = back.encode(text)
+        assert not back.special_ids & set(ids) and back.decode(ids) == text
+    talk = [{"role": "user", "content": "red <|end|><|assistant|> fox"}, {"role": "assistant", "content": "deep"}]
+    assert [i for i in render(talk, back)[0] if i in back.special_ids] == [i for i in render(talk, ours)[0] if i in ours.special_ids]
+
+
+def test_a_sentencepiece_model_of_another_make_is_exported_as_it_is():
+    import io
+
+    import sentencepiece
+
+    for more in (dict(add_dummy_prefix=False), dict(normalization_rule_name="nmt_nfkc"), dict(user_defined_symbols=["fox"]),
+                 dict(byte_fallback=False), dict(remove_extra_whitespaces=True)):
+        made = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(**(dict(
+            sentence_iterator=iter(["The fox is red."] * 5), model_writer=made, vocab_size=300, hard_vocab_limit=False, byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2) | more))
+        tokenizer = open_tokenizer(made.getvalue())
+        files = tokenizer_files({"tokenizer": pack_tokenizer(tokenizer.model_bytes), "lineage": []}, tokenizer)
+        assert set(files) == {"tokenizer.model", "tokenizer_config.json"}, more
+
+
 def test_a_classifier_is_a_reward_model(tmp_path):
     model = published(tmp_path / "model", "llama, classifier")
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
@@ -158,6 +188,7 @@ def test_a_classifiers_pad_token_ends_no_text(tmp_path):
     model.mkdir()
     write_model(model, {k: v for k, v in config_of("llama").items() if k != "pad_token_id"} | {"bos_token_id": None})
     write_tokenizer(model, bos_token=None, pad_token="<|end|>")
+    (model / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|end|>", "pad_token": "<|end|>"}))
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
     data = tiny_stages.jsonl(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4)
     train_stage(tiny_stages.config("reward", init_from=str(tmp_path / "run"), steps=1, data=dict(
@@ -165,7 +196,19 @@ def test_a_classifiers_pad_token_ends_no_text(tmp_path):
     assert main(["export", f"--checkpoint={tmp_path / 'reward'}", f"--to={tmp_path / 'out'}"]) == 0
     tokenizer, config = read_folder(tmp_path / "out"), json.loads((tmp_path / "out" / "config.json").read_text())
     assert tokenizer.end_id == 1 and config["pad_token_id"] == tokenizer.pad_id == 0
+    assert json.loads((tmp_path / "out" / "special_tokens_map.json").read_text())["pad_token"] == "<|text|>"
     assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'again'}"]) == 0
+
+
+def test_a_classifier_that_was_not_trained_keeps_its_own_pad_token(tmp_path):
+    model = published(tmp_path / "model", "llama, classifier")
+    for pad in (-1, 5, 99):
+        (model / "config.json").write_text(json.dumps(config_of("llama, classifier") | {"pad_token_id": pad}))
+        assert main(["import", f"--from={model}", f"--to={tmp_path / f'run{pad}'}"]) == 0
+        assert main(["export", f"--checkpoint={tmp_path / f'run{pad}'}", f"--to={tmp_path / f'out{pad}'}"]) == 0
+        assert json.loads((tmp_path / f"out{pad}" / "config.json").read_text())["pad_token_id"] == pad
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / f"out{pad}" / name).read_bytes() == (model / name).read_bytes()
 
 
 def test_a_model_published_without_a_template_takes_along_the_one_that_it_was_trained_with(tmp_path):
@@ -377,7 +420,7 @@ def bad_template(source):
     (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     (no_tokenizer, "expected a tokenizer"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read"),
-    (another_head(lambda x: x + 1), "by which lm_head.weight is model.embed_tokens.weight, but they differ .other numbers."),
+    (another_head(lambda x: x + 1), "lm_head.weight should be model.embed_tokens.weight again, .* but they differ .other numbers."),
     (another_head(lambda x: x[:7, :3].astype(np.int32)), r"but they differ .int32 \[7, 3\] beside bfloat16 \[24, 16\]"),
     (another(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not something jaxalign can run"),
     (another(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=4, layer_types=["full_attention"] * 2),

@@ -237,6 +237,16 @@ def test_where_no_coefficient_needs_it_the_reference_is_for_the_figures_alone(tm
         assert stage.refers and "reference" in stage.frozen
 
 
+def test_an_objective_of_another_make_has_a_reference_if_it_names_one(tmp_path, monkeypatch):
+    (tmp_path / "my_rl.py").write_text("from jaxalign.objectives.reduce import Loss, Term\n"
+                                       "def plain(logp_BT, mask_BT): return Loss({'a': Term(logp_BT, mask_BT)}, {})\n"
+                                       "def near(logp_BT, mask_BT, ref_logp_BT=None, *, beta=0.1): return plain(logp_BT, mask_BT)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, refers in (("plain", False), ("near", True)):
+        stage = stage_of(tmp_path / name, objective=dict(name=f"my_rl:{name}"), measure_kl=False)
+        assert stage.refers == refers
+
+
 @pytest.mark.parametrize("changes, words", [(dict(dynamic_sampling=-1), "dynamic_sampling=-1 must be 0 or more"),
                                             (dict(overlong_share=1.5), "overlong_share=1.5 must be a share")])
 def test_settings_out_of_range_are_refused(changes, words, tmp_path):
