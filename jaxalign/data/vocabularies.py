@@ -45,7 +45,9 @@ class JsonVocabulary:
         self._ids = vocabulary
         self._added = {token["id"]: token["content"] for token in spec.get("added_tokens") or []}
         self.specials = {token["content"]: token["id"] for token in spec.get("added_tokens") or [] if token["special"]}
-        self._special_ids, self._unknown = frozenset(self.specials.values()), spec["model"].get("unk_id") or 0
+        # A unigram has special tokens among its pieces, and where a letter of their names is unknown they are likelier than it.
+        self._unknown = spec["model"].get("unk_id")
+        self._likely = frozenset(self.specials.values() if spec["model"].get("type") == "Unigram" else ()) - {self._unknown}
         self._byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
         self.complete = self._byte_level or bool(spec["model"].get("byte_fallback"))
 
@@ -63,10 +65,9 @@ class JsonVocabulary:
         self._tokenizer.encode_special_tokens = not specials
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         tokens = [(i, *offsets) for i, offsets in zip(encoding.ids, encoding.offsets)]
-        if specials or self._special_ids.isdisjoint(encoding.ids):
+        if specials or self._likely.isdisjoint(encoding.ids):
             return tokens
-        # A unigram has special tokens among its pieces, and where a letter of their names is unknown they are likelier than it.
-        return [part for token in tokens for part in (self._letters(text, *token[1:]) if token[0] in self._special_ids else [token])]
+        return [part for token in tokens for part in (self._letters(text, *token[1:]) if token[0] in self._likely else [token])]
 
     def _letters(self, text, start, end):
         """A stretch of text letter by letter, what is no piece as bytes."""

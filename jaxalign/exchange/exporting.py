@@ -26,8 +26,6 @@ from jaxalign.models.families import describe, find_family
 from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, read_params, unpack_tokenizer
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
 EMBEDDINGS = ("embed", "backbone/embed")
 TALKING = ("sft", "reward", "dpo", "ppo", "grpo")  # stages that read conversations
 

@@ -61,8 +61,9 @@ def open_published(path):
 def import_model(source, to, *, mesh=None):
     """Writes the checkpoint of a published model; returns what it is.
 
-    All that can be said against the source is said before a weight is read, and what is broken off leaves nothing. Of
-    several processes each calls this, and holds its own devices' parts alone; they share the file system.
+    All that can be said against the source is said before its weights are read (but for a tensor that should be the copy of
+    another), and what is broken off leaves nothing. Of several processes each calls this, and holds its own devices' parts
+    alone; they share the file system.
 
     Args:
       source: a folder as transformers writes it, or a GGUF file.

@@ -1,10 +1,5 @@
 """An import in two processes: the checkpoint that one would write, though neither holds the whole model."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,6 +7,7 @@ import pytest
 from flax import nnx
 from published_models import config_of, write_model
 from published_tokenizer import write_tokenizer
+from two_processes import run_in_two
 
 from jaxalign.exchange import import_model
 from jaxalign.models.config import ModelConfig
@@ -22,13 +18,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 PROCESS = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-number, port, source, to = int(sys.argv[1]), *sys.argv[2:]
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:" + port, num_processes=2, process_id=number)
+source, to = given
 from jaxalign.exchange import import_model, importing
 read = importing.read_parameters
 def watched(*args, **options):
@@ -38,7 +28,6 @@ def watched(*args, **options):
     return params
 importing.read_parameters = watched
 print("DONE", import_model(source, to)["parameters"])
-jax.distributed.shutdown()
 """
 
 
@@ -46,18 +35,7 @@ jax.distributed.shutdown()
 def test_two_processes_write_what_one_does_and_each_holds_its_half(tmp_path):
     write_model(tmp_path / "model", config_of("llama"), ml_dtypes.bfloat16)
     write_tokenizer(tmp_path / "model")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    running = [subprocess.Popen([sys.executable, "-c", PROCESS, str(n), port, str(tmp_path / "model"), str(tmp_path / "two")],
-                                text=True, cwd=pathlib.Path(__file__).parents[2], stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT) for n in range(2)]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    said = run_in_two(PROCESS, tmp_path / "model", tmp_path / "two", timeout=240)
     alone = import_model(tmp_path / "model", tmp_path / "one")
     for text in said:
         assert f"DONE {alone['parameters']}" in text

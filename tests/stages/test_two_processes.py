@@ -1,25 +1,16 @@
 """A stage on two processes: the figures of one, written once; what cannot be split is refused at its start."""
 
 import json
-import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 import tiny_stages
+from two_processes import run_in_two
 
 from jaxalign import config as configs
 from jaxalign.stages import train_stage
 
 PROCESS = """
-import os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:" + port, num_processes=2, process_id=number)
+folder, = given
 from jaxalign import config as configs
 from jaxalign.errors import ConfigError
 from jaxalign.stages import train_stage
@@ -33,7 +24,6 @@ try:
 except ConfigError as error:
     print("REFUSED", error)
 print("TOKENS", done["tokens"])
-jax.distributed.shutdown()
 """
 
 
@@ -47,18 +37,7 @@ def test_two_processes_train_as_one_and_the_first_one_writes(tmp_path):
                                 data=dict(train=[source], dev=[source], on_bad_row="skip", packing="none"))
     (tmp_path / "sft.json").write_text(configs.to_json(config))
     (tmp_path / "ppo.json").write_text(configs.to_json(tiny_stages.config("ppo", batch_size=8)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    running = [subprocess.Popen([sys.executable, "-c", PROCESS, str(n), port, str(tmp_path)], text=True,
-                                cwd=pathlib.Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-               for n in range(2)]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    said = run_in_two(PROCESS, tmp_path, timeout=240)
 
     alone = train_stage(config, tmp_path / "alone")
     done = json.loads((tmp_path / "sft" / "done.json").read_text())

@@ -65,7 +65,7 @@ def windows(c, fields, kinds=None):
     return fields | {"layer_kinds": tuple(kinds), "window": int(c["sliding_window"])}
 
 
-def llama(c):
+def llama(c, fraction=None):
     heads = c["num_attention_heads"]
     bias = bool(c.get("attention_bias", False))
     return {
@@ -74,7 +74,7 @@ def llama(c):
         "head_dim": c.get("head_dim") or c["hidden_size"] // heads, "mlp_dim": c["intermediate_size"],
         "norm_eps": c.get("rms_norm_eps", 1e-6), "tied_embeddings": bool(c.get("tie_word_embeddings", False)),
         "activation": activation(c), "qkv_bias": bias, "out_bias": bias, "mlp_bias": bool(c.get("mlp_bias", False)),
-    } | rope(c)  # fmt: skip
+    } | rope(c, fraction=fraction)  # fmt: skip
 
 
 def smollm3(c):
@@ -158,8 +158,7 @@ def gemma3(c):
 
 
 def phi3(c):
-    plain = {key: None for key in ("partial_rotary_factor", "rope_parameters", "rope_scaling")}
-    return windows(c, llama(c | plain) | rope(c, fraction=1.0), ["window"])
+    return windows(c, llama(c, fraction=1.0), ["window"])
 
 
 def olmo2(c):
@@ -184,9 +183,8 @@ def gpt2(c):
 def gpt_neox(c):
     # Under names of its own; what other families call rope_theta is not looked at.
     c = c | {"rope_theta": c.get("rotary_emb_base"), "partial_rotary_factor": c.get("rotary_pct")}
-    plain = {key: None for key in ("partial_rotary_factor", "rope_parameters", "rope_scaling", "num_key_value_heads")}
-    fields = llama({"hidden_act": "gelu"} | c | plain)
+    fields = llama({"hidden_act": "gelu"} | c | {"num_key_value_heads": None}, fraction=0.25)
     bias = bool(c.get("attention_bias", True))
-    return fields | rope(c, fraction=0.25) | {
+    return fields | {
         "norm": "layer", "norm_eps": c.get("layer_norm_eps", 1e-5), "mlp": "plain", "qkv_bias": bias, "out_bias": bias,
         "mlp_bias": True, "block": "parallel" if c.get("use_parallel_residual", True) else "pre"}
