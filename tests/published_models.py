@@ -24,6 +24,7 @@ COMMON = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 20, 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [4.0, 20.0]}
 GEMMA = {"head_dim": 6, "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu_pytorch_tanh"}
 MOE = {"num_experts_per_tok": 2}
 
@@ -45,6 +46,7 @@ CASES = {
                "num_hidden_layers": 4, "sliding_window_pattern": 3, "rope_local_base_freq": 50.0,
                "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "phi3": {"model_type": "phi3", "sliding_window": 5, "head_dim": 8, "partial_rotary_factor": 0.5, "hidden_size": 32},
+    "phi3, longrope": {"model_type": "phi3", "rope_scaling": LONGROPE, "original_max_position_embeddings": 32},
     "olmo2": {"model_type": "olmo2"},
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32},
     "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 500, "hidden_act": "gelu",

@@ -22,7 +22,7 @@ class Template:
 
     Every turn is encoded by itself between special tokens, so what later turns hold cannot change an earlier one:
     rendering is prefix-stable by construction. A template of another make (`jinja.JinjaTemplate`) needs `roles`, to
-    check messages by, and `render`.
+    check messages by, `render` and `closing`.
     """
 
     roles: Mapping[str, tuple[str, bool]] = dataclasses.field(default_factory=lambda: dict(ROLES))
@@ -39,6 +39,10 @@ class Template:
             mask += turn_mask
         header = self.header(tokenizer) if add_generation_prompt else []
         return ids + header, mask + [0] * len(header)
+
+    def closing(self, tokenizer):
+        """Ids that end a text behind its last turn: none."""
+        return []
 
     def start(self, tokenizer):
         return [tokenizer.bos_id]
@@ -146,7 +150,9 @@ def check_prefix_stable(tokenizer, template=None):
 
 
 def _check_prefixes(talk, first, tokenizer, template):
-    """Refuses a template that does not write the first turns of a talk, from `first` of them on, as the whole begins."""
+    """Refuses a template that does not write the first turns of a talk, from `first` of them on, as the whole begins, but for
+    what ends a text."""
+    closing = (template or tokenizer.template).closing(tokenizer)
     try:
         whole, _ = render(talk, tokenizer, template=template)
     except DataError as error:
@@ -155,6 +161,8 @@ def _check_prefixes(talk, first, tokenizer, template):
     for turns in range(first, len(talk)):
         asks = talk[turns]["role"] == "assistant"
         part, _ = render(talk[:turns], tokenizer, add_generation_prompt=asks, template=template)
+        if closing and not asks and part[-len(closing):] == closing:
+            part = part[:-len(closing)]
         if whole[:len(part)] != part:
             last = talk[turns - 1]
             raise ConfigError(f"chat template: the first {turns} turns, up to the {last['role']}'s {last['content']!r}, are "

@@ -17,7 +17,7 @@ class JinjaTemplate:
 
     The mask is 1 on what stands inside `{% generation %}` where the template has that, else on what each assistant turn
     adds to the prompt before it (or, where a template writes a turn otherwise once others follow, on its content); and
-    on the special token that ends the turn.
+    on the special token that ends the turn. What some, as Phi-3's, write behind the last turn to end the text is no part of it.
 
     Text that spells a special token is never one: inside contents such spellings are broken up while the template
     runs, and put together again before they are encoded as plain text.
@@ -32,7 +32,7 @@ class JinjaTemplate:
             import jinja2
         except ImportError:
             raise ConfigError(f"chat templates need the package jinja2; {get_extra('hf')}") from None
-        self.source, self.tokens = source, dict(tokens)
+        self.source, self.tokens, self._closings = source, dict(tokens), {}
         self.roles = {role: (NAMES.get(role, role), trained) for role, (_, trained) in ROLES.items()}
         try:
             self._template, self._budget = compiled(source)
@@ -44,14 +44,15 @@ class JinjaTemplate:
 
     def render(self, messages, tokenizer, add_generation_prompt=False):
         """(ids, mask) of a conversation. Raises TemplateFault."""
-        longest_first = sorted(tokenizer.special_texts, key=len, reverse=True)
-        specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        specials = _pattern(tokenizer)
         written = [self._message(message, specials) for message in messages]
         marked = self._text(written, add_generation_prompt)
-        if self._marks:
-            text, spans = _unmarked(marked)
-        else:
-            text, spans = marked, self._spans(written, marked)
+        closing = self._closing(specials)
+        text, spans = _unmarked(marked)
+        inside = len(text.removesuffix("" if add_generation_prompt else closing))
+        if not self._marks:
+            spans = self._spans(written, text, closing, add_generation_prompt)
+        spans = [(start, min(end, inside)) for start, end in spans if start < inside or not closing]
         counted = [m for m in messages if self.roles[m["role"]][1]]
         if len(spans) != len(counted):
             raise TemplateFault(f"its {{% generation %}} marks {len(spans)} turns of {len(counted)} by the assistant")
@@ -83,24 +84,54 @@ class JinjaTemplate:
         except Exception as error:  # whatever the template's own code raises
             raise TemplateFault(f"{type(error).__name__}: {str(error)[:300]}") from None
 
-    def _spans(self, messages, whole):
+    def closing(self, tokenizer):
+        """Ids of what this writes behind a conversation's last turn to end the text: of a special token, and white space after it."""
+        specials = _pattern(tokenizer)
+        return [i for i, *_ in tokenizer.encode_rendered(self._closing(specials), (), specials, BROKEN)]
+
+    def _closing(self, specials):
+        """Its text; empty where there is none: it stands behind a turn that has an end, and goes once another follows."""
+        if specials.pattern not in self._closings:
+            self._closings[specials.pattern] = self._find_closing(specials)
+        return self._closings[specials.pattern]
+
+    def _find_closing(self, specials):
+        talk = [{"role": role, "content": "Hello."} for role in ("user", "assistant", "user")]
+        try:
+            whole, longer = (_unmarked(self._text(talk[:n], False))[0] for n in (2, 3))
+        except TemplateFault:
+            return ""
+        last = [*specials.finditer(whole)][-2:]
+        if len(last) < 2 or longer.startswith(whole):
+            return ""
+        before, closing = whole[:last[1].start()], whole[last[1].start():]
+        ended = not before[last[0].end():].strip() and not closing[len(last[1][0]):].strip()
+        return closing if ended and longer.startswith(before) and longer.endswith(closing) else ""
+
+    def _spans(self, messages, whole, closing, add_generation_prompt):
         spans = []
         for n, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             try:
-                before, after = self._text(messages[:n], True), self._text(messages[:n + 1], False)
+                before, after = self._text(messages[:n], True), self._text(messages[:n + 1], False).removesuffix(closing)
             except TemplateFault:
                 before, after = "", OTHER
             if before and after.startswith(before) and whole.startswith(after):
                 spans.append((len(before), len(after)))
                 continue
-            other = self._text([*messages[:n], {**message, "content": OTHER}, *messages[n + 1:]], False)
+            other = self._text([*messages[:n], {**message, "content": OTHER}, *messages[n + 1:]], add_generation_prompt)
             start = len(os.path.commonprefix([whole, other]))
             if OTHER not in other:
                 raise TemplateFault(f"turn {n + 1}, the assistant's, is not written at all")
             spans.append((start, len(whole) - len(os.path.commonprefix([whole[start:][::-1], other[::-1]]))))
         return spans
+
+
+def _pattern(tokenizer):
+    """Of the special tokens' texts."""
+    longest_first = sorted(tokenizer.special_texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _unmarked(marked):

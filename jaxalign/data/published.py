@@ -27,7 +27,8 @@ class PublishedTokenizer:
     """The tokenizer of a published model.
 
     Attributes: those of `Tokenizer` that are the same for all (`vocab_size`, `pad_id`, `unk_id`, `bos_id`, `eos_id`,
-    `end_id`, `special_ids`, `hash`, `start_ids`, `template`); `special_texts` (text → id of the special tokens).
+    `end_id`, `tail_ids`, `special_ids`, `hash`, `start_ids`, `template`, `least_rows`); `special_texts` (text → id of the special
+    tokens).
     """
 
     def __init__(self, bundle):
@@ -50,8 +51,10 @@ class PublishedTokenizer:
         self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
         self.unk_id = -1 if self.unk_id is None or self._vocabulary.complete else self.unk_id
         self.start_ids = self._vocabulary.start_ids(self.bos_id, config)
-        self._template = self.end_id = None
+        self._template = self.end_id = self.tail_ids = None
         self._read_template(config)
+        used = (self.bos_id, self.eos_id, self.pad_id, *self.tail_ids, *(i for i in range(self.vocab_size) if i not in self.special_ids))
+        self.least_rows = 1 + max(i for i in used if i is not None)
 
     def _read_template(self, config):
         source = self.files.get("chat_template.jinja", b"").decode() or config.get("chat_template")
@@ -67,7 +70,8 @@ class PublishedTokenizer:
             ids, mask = self._template.render(talk, self)
         except TemplateFault as fault:
             raise ConfigError(f"chat template: it cannot write one question with its answer: {fault}") from None
-        self.end_id = max((n, i) for n, (i, m) in enumerate(zip(ids, mask)) if m)[1]
+        last = max(n for n, m in enumerate(mask) if m)
+        self.end_id, self.tail_ids = ids[last], ids[last + 1:]
 
     @property
     def template(self):

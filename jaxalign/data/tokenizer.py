@@ -82,9 +82,10 @@ def _training_lines(texts):
 class Tokenizer:
     """A SentencePiece model, its special ids, and its hash.
 
-    Attributes: `vocab_size`; `pad_id`, `unk_id`, `bos_id`, `eos_id`; `chat_ids` (chat token → id), `end_id` (the
-    end-of-turn token); `start_ids` (what stands before a text), `stop_ids` (where sampling stops); `template` (how
-    conversations are written); `special_ids` (frozenset of ids that text never yields); `hash` (sha256
+    Attributes: `vocab_size`; `least_rows` (of an embedding; published vocabularies may end with special tokens that no text uses);
+    `pad_id`, `unk_id`, `bos_id`, `eos_id`; `chat_ids` (chat token → id), `end_id` (the end-of-turn token); `tail_ids` (what
+    templates of another make write behind it); `start_ids` (what stands before a text), `stop_ids` (where sampling stops);
+    `template` (how conversations are written); `special_ids` (frozenset of ids that text never yields); `hash` (sha256
     of the model, hex), by which stages recognise each other's tokenizer.
     """
 
@@ -101,7 +102,8 @@ class Tokenizer:
         self.bos_id, self.eos_id = processor.piece_to_id(BOS), processor.piece_to_id(EOS)
         self.chat_ids = {piece: processor.piece_to_id(piece) for piece in CHAT_TOKENS}
         self.end_id = self.chat_ids["<|end|>"]
-        self.start_ids, self.stop_ids = [self.bos_id], (self.end_id, self.eos_id)
+        self.start_ids, self.stop_ids, self.tail_ids = [self.bos_id], (self.end_id, self.eos_id), []
+        self.least_rows = self.vocab_size
         self.template = TEMPLATE
         self.special_ids = frozenset(i for i in range(self.vocab_size) if processor.is_control(i)) | {self.pad_id}
         self._space_bytes = [processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]

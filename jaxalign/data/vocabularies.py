@@ -19,7 +19,8 @@ def open_vocabulary(files, added):
     added later."""
     if "tokenizer.json" in files:
         return JsonVocabulary(files["tokenizer.json"])
-    return SentencePieceVocabulary(files["tokenizer.model"], added)
+    named = json.loads(files.get("tokenizer_config.json", b"{}")).get("added_tokens_decoder") or {}
+    return SentencePieceVocabulary(files["tokenizer.model"], added, [t["content"] for t in named.values() if t.get("rstrip")])
 
 
 class JsonVocabulary:
@@ -97,7 +98,8 @@ class SentencePieceVocabulary:
     """A `tokenizer.model`; its control symbols are the special tokens, and what was added behind its pieces. Attributes as of
     `JsonVocabulary`."""
 
-    def __init__(self, data, added=None):
+    def __init__(self, data, added=None, stripping=()):
+        """`stripping`: texts of special tokens that take white space behind them along."""
         import sentencepiece
 
         try:
@@ -110,7 +112,7 @@ class SentencePieceVocabulary:
         self.specials = {self.piece(i): i for i in range(size) if self._processor.is_control(i)}
         self.specials |= {text: i for i, text in self._added.items()}
         self.complete = any(self._processor.is_byte(i) for i in range(size))
-        self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
+        self._pattern = re.compile("|".join(re.escape(t) + r"\s*" * (t in stripping) for t in self.specials) or r"(?!)")
 
     def id_of(self, text):
         if text in self.specials:
@@ -130,7 +132,8 @@ class SentencePieceVocabulary:
                 pieces = self._processor.encode(part, out_type="proto").pieces
                 out += [(p.id, at + place[p.begin], at + place[p.end]) for p in pieces]
             if match:
-                out.append((self.specials[match[0]], match.start(), match.end()))
+                special = match[0] if match[0] in self.specials else match[0].rstrip()
+                out.append((self.specials[special], match.start(), match.end()))
                 at = match.end()
         return out
 
@@ -173,14 +176,20 @@ def gpt2_json(files, folder):
 
 # How texts are cut before pieces are merged, by the name that GGUF files give it.
 GPT2_CUT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASES = r"[^\r\n\p{L}\p{N}]?%s*%s+{short}|[^\r\n\p{L}\p{N}]?%s+%s*{short}" % (_UPPER, _LOWER, _UPPER, _LOWER)
+_GPT4 = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _ENDS
 _PATTERNS = {
-    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                 r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-             r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx"), _GPT4),
+    "qwen2": _GPT4.replace("{1,3}", ""), "deepseek-r1-qwen": _GPT4.replace("{1,3}", ""),
+    "gpt-4o": _CASES.replace("{short}", _SHORT + "?") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _ENDS,
+    "tekken": _CASES.replace("{short}", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _ENDS,
 }  # fmt: skip
-WHOLE_WORDS = ("llama-bpe",)  # in which a word that is a piece is that piece, whatever merges would lead to
-CUTS = {"gpt-2": [GPT2_CUT], "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_CUT]} | {
+# In these a word that is a piece is that piece, whatever merges would lead to, and texts begin with BOS where nobody says.
+BEGINS = WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+CUTS = dict.fromkeys(("gpt-2", "olmo", "mpt"), [GPT2_CUT]) | {"smollm": [{"type": "Digits", "individual_digits": True}, GPT2_CUT]} | {
     name: [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
            GPT2_CUT | {"use_regex": False}] for name, pattern in _PATTERNS.items()}
 

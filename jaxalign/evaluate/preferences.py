@@ -48,7 +48,9 @@ class RewardModel:
         Texts are written with this model's own tokenizer, whoever drew them. An empty response is scored too.
         """
         written = [self._written(*turns) for turns in zip(conversations, responses, strict=True)]
-        length = -(-max((len(ids) - 1 for ids, _ in written), default=1) // POSITIONS) * POSITIONS
+        longest = max((len(ids) - 1 for ids, _ in written), default=1)
+        nnx.merge(self.graphdef, self.params).backbone.config.need_places(longest, "a response with its prompt", "make them shorter")
+        length = -(-longest // POSITIONS) * POSITIONS
         scores = np.zeros(len(written), np.float32)
         for first in range(0, len(written), ROWS):
             sequences = Sequences()
@@ -65,8 +67,8 @@ class RewardModel:
         prompt = [{**message, "train": False} for message in messages]
         ids, mask = render(prompt, self.tokenizer, add_generation_prompt=True)
         # Not rendered as a turn of the conversation: there an empty one is an error.
-        drawn = [*self.tokenizer.encode(response), self.tokenizer.end_id]
-        return ids + drawn, mask + [1] * len(drawn)
+        drawn, tail = [*self.tokenizer.encode(response), self.tokenizer.end_id], self.tokenizer.tail_ids
+        return ids + drawn + tail, mask + [1] * len(drawn) + [0] * len(tail)
 
     def _scores(self, params, batch):
         return score_rows(nnx.merge(self.graphdef, params), batch, self.pooling)

@@ -10,20 +10,19 @@ import shutil
 import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from jaxalign.data.published import unpack_files
 from jaxalign.data.tokenizer import open_tokenizer
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import mapping_of
-from jaxalign.exchange.importing import MODULES
+from jaxalign.exchange.importing import shapes_of
 from jaxalign.exchange.parameters import bare
 from jaxalign.exchange.peft import CONFIG, WEIGHTS, adapter_files
 from jaxalign.exchange.safetensors import write
 from jaxalign.exchange.tokenizer_json import sentencepiece_json
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import describe, find_family
-from jaxalign.train.checkpoint import flat_shapes, load_params, read_meta, read_params, unpack_tokenizer
+from jaxalign.train.checkpoint import load_params, read_meta, read_params, unpack_tokenizer
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 EMBEDDINGS = ("embed", "backbone/embed")
@@ -54,20 +53,22 @@ def export_model(checkpoint, to, *, dtype="", largest_shard=5_000_000_000):
                           "transformers does; only pooling='last' can be exported")
     model = ModelConfig(**meta["model"])
     origin = meta.get("published", {})
-    # Where words are read by other numbers than they are written by, their scale can go into these.
-    scale = 1.0 if origin or model.tied_embeddings else model.embed_scale
-    model = dataclasses.replace(model, embed_scale=model.embed_scale / scale)
+    # The scale of what is looked up goes into it; where the same numbers score what comes next, these become a matrix of their own.
+    held, scale = model, 1.0 if origin else model.embed_scale
+    untied = scale != 1 and model.tied_embeddings and head == "policy"
+    model = dataclasses.replace(model, embed_scale=model.embed_scale / scale, tied_embeddings=model.tied_embeddings and not untied)
     tokenizer = open_tokenizer(unpack_tokenizer(meta))
     published = _config(origin, model, head, dtype, tokenizer)
     part = "reward" if head == "reward" else meta["policy"]
-    abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
-    shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
-    mapping = mapping_of(published, model, head, shapes)
+    abstract, shapes = shapes_of(held, head)
+    mapping = mapping_of(published, model, head, shapes_of(model, head)[1])
     types = {name: DTYPES[dtype or origin.get("dtypes", {}).get(name) or origin.get("dtype", "float32")]
              for name in mapping.published}
     params = load_params(folder, part, abstract) if "lora" in meta else read_params(
         folder, meta, part, abstract, _in_its_type(mapping, types, () if scale == 1 else EMBEDDINGS))
     leaves = dict(zip(shapes, map(np.asarray, jax.tree.leaves(params))))
+    if untied:
+        leaves["unembed/kernel"] = leaves["embed"].T
     if scale != 1:
         leaves |= {path: leaves[path] * np.float32(scale) for path in EMBEDDINGS if path in leaves}
     if head == "reward" and np.any(leaves["gate/kernel"]):

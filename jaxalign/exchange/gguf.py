@@ -1,29 +1,75 @@
-"""GGUF files, as llama.cpp reads them: weights dequantised as they are read, config and tokenizer from the metadata."""
+"""GGUF files, as llama.cpp reads them: weights dequantised as they are read, config and tokenizer from the metadata.
 
-import json
+To add an architecture: a line in `ARCHITECTURES`, a function in gguf_metadata.py.
+"""
+
+import mmap
+import re
+import struct
+from typing import Callable, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.published import PublishedTokenizer, pack_files
-from jaxalign.data.vocabularies import CUTS, byte_level_json
 from jaxalign.errors import CheckpointError, ConfigError, get_extra
-from jaxalign.models.families.configs import scaling
-from jaxalign.models.rotary import SCALINGS
+from jaxalign.exchange import gguf_metadata as metadata
+from jaxalign.models.families import find_family, model_config
 
-# general.architecture → (model_type, whether rows of queries and keys are stored for pairs that stand side by side).
-FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
-NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+NO_WEIGHTS = (metadata.ROPE_TABLE, *metadata.LONG.values())  # of which the config tells
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_ONE_EXPERT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d+)\.weight")  # as Mixtral's first files have them
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value by its type
+_TEXT, _ARRAY = 8, 9
+
+
+def _half_apart(name, x, config):
+    """Rows of queries and keys that are rotated together: there row after row, with us half a head apart."""
+    key = next((key for part, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads"))
+                if f".self_attn.{part}." in name), None)
+    return x if key is None else x.reshape(config[key], -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def _less_one(name, x, config):
+    """Scales of norms that are added to one: there with the one."""
+    return x - np.float32(1.0) if name.endswith("norm.weight") else x
+
+
+def _turned(name, x, config):
+    """The layers' matrices of GPT-2, which has (inputs, outputs)."""
+    return x.T if x.ndim == 2 and ".h." in name else x
+
+
+def _by_head(name, x, config):
+    """Queries, keys and values: there one after the other, in GPT-NeoX head after head."""
+    heads = config["num_attention_heads"]
+    return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape) if ".query_key_value." in name else x
+
+
+class Architecture(NamedTuple):
+    """How a `general.architecture` is read.
+
+    Attributes:
+      config: (`metadata.Fields`, what all have in config.json) → config.json.
+      change: (published name, tensor, config.json) → the tensor as published; None where it is stored as it is.
+    """
+
+    config: Callable
+    change: Callable | None = None
+
+
+ARCHITECTURES = {
+    "llama": Architecture(metadata.llama, _half_apart),
+    "smollm3": Architecture(metadata.plain("smollm3"), _half_apart),
+    "qwen2": Architecture(metadata.plain("qwen2")),
+    "qwen3": Architecture(metadata.plain("qwen3")),
+    "qwen3moe": Architecture(metadata.qwen3_moe),
+    "gemma": Architecture(metadata.gemma, _less_one),
+    "gemma2": Architecture(metadata.gemma2, _less_one),
+    "gemma3": Architecture(metadata.gemma3, _less_one),
+    "phi3": Architecture(metadata.phi3),
+    "olmo2": Architecture(metadata.olmo2),
+    "gpt2": Architecture(metadata.gpt2, _turned),
+    "gptneox": Architecture(metadata.gpt_neox, _by_head),
 }  # fmt: skip
-ROPE_TABLE = "rope_freqs.weight"  # of Llama 3.1 and later: what each wave is stretched by
-LLAMA3 = [{"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)]  # of 3.1 and 3.3; of 3.2
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # of tokenizer.ggml.token_type
-BEGINS = ("llama-bpe",)  # of tokenizer.ggml.pre: those whose texts begin with BOS where the file does not say
 
 
 def read_gguf(path):
@@ -38,27 +84,74 @@ def read_gguf(path):
     except ImportError:
         raise ConfigError(f"GGUF files need the package gguf; {get_extra('hf')}") from None
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # whatever the package meets in bytes that are something else
         raise CheckpointError(f"{path}: cannot be read as GGUF ({type(error).__name__}: {str(error)[:200]}); it is "
                               "damaged or no GGUF file: copy or download it again") from None
     architecture = fields.get("general.architecture")
-    if architecture not in FAMILIES:
-        raise ConfigError(f"{path}: general.architecture={architecture!r}; expected one of {', '.join(FAMILIES)}")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise ConfigError(f"{path}: general.architecture={architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
     _check_types(path, reader.tensors)
+    found = {tensor.name: tensor for tensor in reader.tensors}
     try:
-        tensors = Tensors(path, reader, architecture, fields)
-        config = _config(fields, architecture, tensors)
-        tokenizer = _tokenizer(fields)
+        fields = metadata.Fields(fields, architecture, found, _dequantised)
+        config = ARCHITECTURES[architecture].config(fields, metadata.common(fields))
+        tokenizer = metadata.tokenizer(fields)
+        tensors, ends = Tensors(found, architecture, config), metadata.generation(fields, tokenizer)
     except KeyError as error:
         raise ConfigError(f"{path}: its metadata lack {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+    except (TypeError, ValueError, IndexError, ArithmeticError, AttributeError) as error:
         raise ConfigError(f"{path}: a value of its metadata cannot be used ({error})") from None
-    eos = fields.get("tokenizer.ggml.eos_token_id")
-    return config, {} if eos is None else {"eos_token_id": int(eos)}, tokenizer, tensors
+    return config, ends, tokenizer, tensors
+
+
+def check_header(path):
+    """Raises ValueError for a file whose numbers of things are more than it has bytes for: the package would make room for them."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        order = "<" if data[4:6] != b"\0\0" else ">"
+        at = 24
+
+        def number(place, form):
+            return struct.unpack_from(order + form, data, place)[0]
+
+        def past(place, count, size):
+            if count * size > len(data) - place:
+                raise ValueError(f"{count} values at byte {place} of {len(data)}")
+            return place + count * size
+
+        def text(place):
+            return past(place + 8, number(place, "Q"), 1)
+
+        def value(place, kind):
+            if kind == _TEXT:
+                return text(place)
+            if kind != _ARRAY:
+                return past(place, 1, _SIZES[kind])
+            inside, count = number(place, "I"), number(place + 4, "Q")
+            if inside in _SIZES:
+                return past(place + 12, count, _SIZES[inside])
+            place = past(place, 12, 1)
+            past(place, count, 8)  # the least that texts and arrays take
+            for _ in range(count):
+                place = value(place, inside)
+            return place
+
+        tensors, values = number(8, "Q"), number(16, "Q")
+        past(at, values, 13)
+        for _ in range(values):
+            at = text(at)
+            at = value(at + 4, number(at, "I"))
+        past(at, tensors, 24)
+        for _ in range(tensors):
+            at = text(at)
+            dimensions = number(at, "I")
+            if dimensions > 4:
+                raise ValueError(f"a tensor of {dimensions} dimensions")
+            at = past(at, 4 + 8 * dimensions + 12, 1)
 
 
 def _check_types(path, tensors):
@@ -85,131 +178,60 @@ def _is_readable(kind):
     return True
 
 
-class Tensors:
-    """A file's tensors under transformers' names, float32."""
+def names_of(architecture, config):
+    """{a tensor's name in GGUF: as published}, with {layer} and, of those that hold all experts, {expert}; by the package."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    def __init__(self, path, reader, architecture, fields):
-        self._paired = FAMILIES[architecture][1]
-        heads = int(fields.get(f"{architecture}.attention.head_count", 0))
-        self._heads = {"self_attn.q_proj": heads,
-                       "self_attn.k_proj": int(fields.get(f"{architecture}.attention.head_count_kv", heads))}
-        self._tensors = {_name(t.name): t for t in reader.tensors if t.name != ROPE_TABLE}
-        self.rope_table = next((t for t in reader.tensors if t.name == ROPE_TABLE), None)
+    theirs = get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), 1)
+    names = {}
+    for tensor in find_family(config).tensors(model_config(config)):
+        stem, kind = tensor.name.rsplit(".", 1)
+        name = theirs.get_name(stem.replace("{layer}", "0").replace(".{expert}", ""))
+        names[f"{name.replace('blk.0.', 'blk.{layer}.')}.{kind}"] = tensor.name
+    return names
+
+
+class Tensors:
+    """A file's tensors under their published names, float32."""
+
+    def __init__(self, found, architecture, config):
+        self._change, self._config = ARCHITECTURES[architecture].change, config
+        self._tensors, names = {}, names_of(architecture, config)
+        for name, tensor in found.items():
+            if name not in NO_WEIGHTS:
+                layer, one = _LAYER.match(name), _ONE_EXPERT.fullmatch(name)
+                key = f"{one[1]}_exps.weight" if one else name
+                published = names.get(_LAYER.sub("blk.{layer}.", key, count=1), name).replace("{layer}", layer[1] if layer else "")
+                numbers = [one[2]] if one else range(_experts(name, tensor, config)) if "{expert}" in published else [None]
+                self._tensors.update({published.replace("{expert}", str(n)): (tensor, None if one else n) for n in numbers})
         self.names = set(self._tensors)
 
     def shape(self, name):
-        return tuple(int(n) for n in reversed(self._tensors[name].shape))
+        tensor, expert = self._tensors[name]
+        shape = tuple(int(n) for n in reversed(tensor.shape))[expert is not None:]
+        return _turned(name, np.broadcast_to(0, shape), self._config).shape if self._change is _turned else shape
 
     def dtype(self, name):
         return np.dtype(np.float32)
 
     def read(self, name):
-        """One tensor, dequantised."""
-        x = _dequantised(self._tensors[name]).reshape(self.shape(name))
-        heads = next((n for part, n in self._heads.items() if f".{part}." in name), 0)
-        if self._paired and heads:
-            # Pairs that are rotated together: here row after row, with us half a head apart.
-            x = x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-        return x
+        """One tensor, dequantised; of experts one's."""
+        x = _dequantised(*self._tensors[name])
+        return x if self._change is None else self._change(name, x, self._config)
 
 
-def _dequantised(tensor):
+def _experts(name, tensor, config):
+    asked, found = config.get("num_local_experts") or config.get("num_experts"), int(tensor.shape[-1])
+    if found != asked or tensor.n_elements < found:
+        raise ConfigError(f"{name} holds {found} experts, the metadata tell of {asked}; one of the two is another model's")
+    return found
+
+
+def _dequantised(tensor, expert=None):
     from gguf.quants import dequantize
 
-    return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
-
-
-def _name(name):
-    """A tensor's name as transformers has it; its own where there is none, for the error that follows."""
-    layer, parts = "", name.split(".")
-    if parts[0] == "blk" and len(parts) == 4:
-        layer, parts = f"model.layers.{parts[1]}.", parts[2:]
-    return f"{layer}{NAMES[parts[0]]}.{parts[1]}" if len(parts) == 2 and parts[0] in NAMES else name
-
-
-def _config(fields, architecture, tensors):
-    def of(key, default=None):
-        value = fields.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise KeyError(f"{architecture}.{key}")
-        return value
-
-    family, _ = FAMILIES[architecture]
-    heads, width = int(of("attention.head_count")), int(of("embedding_length"))
-    if of("rope.scaling.type", "none") != "none":
-        raise ConfigError(f"rotary positions stretched by {of('rope.scaling.type')!r} cannot be read from GGUF yet; import "
-                          "the model's safetensors")
-    config = {
-        "model_type": family, "vocab_size": tensors.shape("model.embed_tokens.weight")[0], "hidden_size": width,
-        "num_hidden_layers": int(of("block_count")), "num_attention_heads": heads,
-        "num_key_value_heads": int(of("attention.head_count_kv", heads)),
-        "head_dim": int(of("attention.key_length", width // heads)),
-        "intermediate_size": int(of("feed_forward_length")),
-        "rms_norm_eps": float(np.float32(of("attention.layer_norm_rms_epsilon"))).__round__(12),
-        "rope_theta": float(of("rope.freq_base", 10000.0)), "max_position_embeddings": int(of("context_length", 2048)),
-        "tie_word_embeddings": "lm_head.weight" not in tensors.names, "hidden_act": "silu",
-    }  # fmt: skip
-    if tensors.rope_table is not None:
-        config["rope_scaling"] = _rope_scaling(tensors.rope_table, config["rope_theta"], config["head_dim"])
-    return config
-
-
-def _rope_scaling(table, theta, size):
-    """The rope_scaling of config.json that stretches waves by a file's table, which holds nothing but the outcome."""
-    wanted = _dequantised(table).reshape(-1)
-    frequency = theta ** (-np.arange(0, size, 2, dtype=np.float32) / size)
-    for known in LLAMA3:
-        kind, *numbers = scaling(known, {})
-        factors = frequency / np.asarray(SCALINGS[kind](frequency, theta, *numbers)[0])
-        if wanted.shape == factors.shape and np.allclose(wanted, factors, rtol=1e-3, atol=0.0):
-            return dict(known)
-    raise ConfigError(f"{ROPE_TABLE} stretches {wanted.size} waves by up to {wanted.max():g}; expected the {frequency.size} "
-                      "factors of Llama 3.1, 3.2 or 3.3; import the model's safetensors")
-
-
-def _tokenizer(fields):
-    texts, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    special = [text for text, kind in zip(texts, kinds) if kind == CONTROL]
-    config = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        i = fields.get(f"tokenizer.ggml.{key}_token_id")
-        if i is not None:
-            config[f"{name}_token"] = texts[int(i)]
-    if "tokenizer.chat_template" in fields:
-        config["chat_template"] = fields["tokenizer.chat_template"]
-    kind = fields["tokenizer.ggml.model"]
-    if kind == "gpt2":
-        cut = fields.get("tokenizer.ggml.pre", "gpt-2")
-        if cut not in CUTS:
-            raise ConfigError(f"tokenizer.ggml.pre={cut!r}; expected one of {', '.join(CUTS)}")
-        merges = [pair.split(" ") for pair in fields["tokenizer.ggml.merges"]]
-        whole = [text for text, kind in zip(texts, kinds) if kind == USER_DEFINED]
-        first = config.get("bos_token") if fields.get("tokenizer.ggml.add_bos_token", cut in BEGINS) else None
-        if first is not None and first not in special:
-            special.append(first)
-        files = {"tokenizer.json": byte_level_json({t: i for i, t in enumerate(texts)}, merges, special, cut, whole=whole,
-                                                   first=first)}
-    elif kind == "llama":
-        prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-        files = {"tokenizer.model": sentencepiece_model(texts, fields["tokenizer.ggml.scores"], kinds, prefix)}
-        config["add_bos_token"] = bool(fields.get("tokenizer.ggml.add_bos_token", True))
-    else:
-        raise ConfigError(f"tokenizer.ggml.model={kind!r}; expected gpt2 or llama")
-    files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
-    return PublishedTokenizer(pack_files(files))
-
-
-def sentencepiece_model(texts, scores, kinds, prefix=True):
-    """The bytes of a SentencePiece model of byte pairs: the best score is merged first. `prefix`: a text begins with a space."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE
-    proto.trainer_spec.byte_fallback = BYTE in kinds
-    proto.trainer_spec.vocab_size = len(texts)
-    proto.normalizer_spec.name = "identity"
-    proto.normalizer_spec.add_dummy_prefix = prefix
-    proto.normalizer_spec.remove_extra_whitespaces = False
-    for text, score, kind in zip(texts, scores, kinds):
-        proto.pieces.add(piece=text, score=float(score), type=int(kind))
-    return proto.SerializeToString(deterministic=True)
+    shape = [int(n) for n in reversed(tensor.shape)]
+    data = tensor.data.reshape(*shape[:-1], -1)
+    if expert is not None:
+        shape, data = shape[1:], data[expert]
+    return np.asarray(dequantize(data, tensor.tensor_type), np.float32).reshape(shape)

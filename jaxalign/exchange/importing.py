@@ -14,6 +14,7 @@ from jaxalign import config as configs
 from jaxalign.data.published import read_folder
 from jaxalign.errors import CheckpointError, ConfigError
 from jaxalign.exchange.folder import common_dtype, head_of, mapping_of, read_json, stop_ids
+from jaxalign.exchange.multimodal import language_part
 from jaxalign.exchange.parameters import Source, read_parameters
 from jaxalign.exchange.peft import read_adapters
 from jaxalign.exchange.safetensors import Safetensors
@@ -53,9 +54,10 @@ def open_published(path):
 
         return Published(path, *read_gguf(path))
     config = read_json(path / "config.json", required=True)
+    config, files = language_part(config, Safetensors(path), path / "config.json")
     head_of(config, path / "config.json")
     generation = read_json(path / "generation_config.json")
-    return Published(path, config, generation, read_folder(path, config), Safetensors(path))
+    return Published(path, config, generation, read_folder(path, config), files)
 
 
 def import_model(source, to, *, mesh=None):
@@ -86,7 +88,7 @@ def import_model(source, to, *, mesh=None):
                           + (f" of {model.num_experts} experts" if model.num_experts else "")
                           + f", there are {len(published.files.names)} tensors; one of the two is another model's")
     tokenizer = published.tokenizer
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.least_rows > model.vocab_size:
         raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
                           f"{model.vocab_size}; one of the two is another model's")
     check_ids(published.config, tokenizer, where)
@@ -94,8 +96,7 @@ def import_model(source, to, *, mesh=None):
         raise ConfigError(f"{where}: a classifier whose pad_token_id={tokenizer.end_id} is {tokenizer.piece(tokenizer.end_id)!r}, which ends "
                           "a turn: transformers scores the token before it, jaxalign the end itself; if it was trained with another "
                           "pad token, name that in config.json")
-    abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
-    shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
+    abstract, shapes = shapes_of(model, head)
     mapping = mapping_of(published.config, model, head, shapes)
     read = Source(published.files, mapping, where, copies=("lm_head.weight", "embed_out.weight"))
     dtype, others = common_dtype(read.dtypes)
@@ -114,6 +115,12 @@ def import_model(source, to, *, mesh=None):
     return {"family": published.config["model_type"], "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "dtype": dtype, "vocab_size": model.vocab_size, "tokens": tokenizer.vocab_size,
             "template": tokenizer.has_template}
+
+
+def shapes_of(model, head):
+    """(abstract state, path → shape) of a `ModelConfig` with a head, of `MODULES`."""
+    abstract = nnx.split(nnx.eval_shape(lambda: MODULES[head](model, rngs=nnx.Rngs(0))))[1]
+    return abstract, {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
 
 
 def check_ids(config, tokenizer, where):

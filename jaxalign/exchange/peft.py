@@ -8,6 +8,7 @@ Where a published tensor holds several of our matrices (queries, keys and values
 is the sum of ours: A's rows one after the other, B's blocks each at its own outputs.
 """
 
+import dataclasses
 import math
 import re
 
@@ -43,7 +44,8 @@ class Places:
 
     def __init__(self, meta):
         config = ModelConfig(**meta["model"])
-        published = meta.get("published", {}).get("config") or describe(config)
+        # Of a model trained here as it is exported: its embedding's scale is no adapter's concern.
+        published = meta.get("published", {}).get("config") or describe(dataclasses.replace(config, embed_scale=1.0))
         abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[1]
         self.shapes = {path: tuple(shape) for path, (shape, _) in flat_shapes(nnx.to_pure_dict(abstract)).items()}
         self.mapping = mapping_of(published, config, "policy", self.shapes)

@@ -31,13 +31,14 @@ def chosen(draws, indices):
     return Drawn(rows, prompts, rollouts, *(np.asarray(take(name))[indices] for name in ("reward_B", "counts_B")))
 
 
-def response_rows(prompts, rollouts, length, pad_id):
+def response_rows(prompts, rollouts, length, pad_id, tail=()):
     """One row for each prompt with its response, shifted and padded on the right.
 
     Args:
       prompts: N lists of ids.
       rollouts: `Rollouts` of N responses.
-      length: positions a row, at least every prompt plus its response minus 1.
+      length: positions a row, at least every prompt plus its response and `tail` minus 1.
+      tail: ids that stand behind a response that has ended; no targets.
 
     Returns:
       tokens_BT, targets_BT, positions_BT, segment_ids_BT, mask_BT (1 where the target was drawn by the policy), and
@@ -49,13 +50,14 @@ def response_rows(prompts, rollouts, length, pad_id):
     batch |= {name: np.zeros((N, length), np.float32) for name in ("mask_BT", "sampler_logp_BT", "rollout_logp_BT")}
     for n, prompt in enumerate(prompts):
         drawn = int(rollouts.mask[n].sum())
-        ids = np.concatenate([np.asarray(prompt, np.int32), rollouts.tokens[n, :drawn]])
+        more = tail if rollouts.finished[n] else ()
+        ids = np.concatenate([np.asarray(prompt, np.int32), rollouts.tokens[n, :drawn], np.asarray(more, np.int32)])
         size, first = len(ids) - 1, len(prompt) - 1  # the target at position `first` is the first drawn token
         batch["tokens_BT"][n, :size], batch["targets_BT"][n, :size] = ids[:-1], ids[1:]
         batch["positions_BT"][n, :size], batch["segment_ids_BT"][n, :size] = np.arange(size), 1
-        batch["mask_BT"][n, first:size] = 1.0
-        batch["sampler_logp_BT"][n, first:size] = rollouts.sampler_logp[n, :drawn]
-        batch["rollout_logp_BT"][n, first:size] = rollouts.logp[n, :drawn]
+        batch["mask_BT"][n, first:first + drawn] = 1.0
+        batch["sampler_logp_BT"][n, first:first + drawn] = rollouts.sampler_logp[n, :drawn]
+        batch["rollout_logp_BT"][n, first:first + drawn] = rollouts.logp[n, :drawn]
     return batch
 
 

@@ -25,7 +25,8 @@ CHOICES = {
 }
 SIZES = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "unroll")  # at least 1
 LAYER_KINDS = ("full", "window", "full_unrotated")
-ROPE_SCALINGS = {"linear": 1, "llama3": 4, "yarn": 5}  # name → how many numbers follow it: see models/rotary.py
+# name → how many numbers follow it, see models/rotary.py; of longrope two, and one for each pair that is rotated
+ROPE_SCALINGS = {"linear": 1, "llama3": 4, "yarn": 5, "longrope": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,9 @@ class ModelConfig:
             raise ConfigError(f"model.layer_kinds has layers that see a window, model.window={self.window} must say "
                               "how many tokens")
         name, *numbers = self.rope_scaling or ("",)
-        if name and ROPE_SCALINGS.get(name) != len(numbers):
+        if not all(isinstance(x, Real) and math.isfinite(x) for x in numbers) or name == "longrope" and min(numbers, default=0) <= 0:
+            raise ConfigError(f"model.rope_scaling={self.rope_scaling!r}: its numbers must be finite, longrope's above 0")
+        if name and ROPE_SCALINGS.get(name) != len(numbers) - (self.rope_dim // 2 if name == "longrope" else 0):
             raise ConfigError(f"model.rope_scaling={self.rope_scaling!r} must be () or one of "
                               f"{', '.join(f'{n} with {k} numbers' for n, k in ROPE_SCALINGS.items())}")
         if self.mlp == "experts" and not 0 < self.experts_per_token <= self.num_experts:
@@ -104,9 +107,13 @@ class ModelConfig:
                               f"model.num_experts={self.num_experts}")
 
     def need_places(self, tokens, what, cure):
-        """Raises ConfigError where a text of so many tokens would go on beyond the last learned position."""
-        if 0 < self.learned_positions < tokens:
-            raise ConfigError(f"{what} takes {tokens} places, the model has learned {self.learned_positions}; {cure}")
+        """Raises ConfigError where a text of so many tokens would go on beyond the last learned position, or beyond where longrope
+        turns by other numbers."""
+        long = self.rope_scaling[:1] == ("longrope",)
+        most = int(self.rope_scaling[1]) if long else self.learned_positions
+        if 0 < most < tokens:
+            which = f"turns by longrope's short factors, as jaxalign does, up to {most}" if long else f"has learned {most}"
+            raise ConfigError(f"{what} takes {tokens} places, the model {which}; {cure}")
 
     @property
     def jnp_dtype(self):

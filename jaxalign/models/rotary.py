@@ -68,4 +68,10 @@ def _yarn(frequency_R, theta, factor, fast, slow, original, size):
     return frequency_R * (1.0 - stretched_R + stretched_R / factor), size
 
 
-SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+def _longrope(frequency_R, theta, original, size, *short_R):
+    """Each wave by a factor of its own, cos and sin by `size` (Ding et al. 2024, arXiv:2402.13753), in texts of up to `original`
+    tokens; for longer ones there are other factors, which are not here (`ModelConfig.need_places`)."""
+    return frequency_R / jnp.asarray(short_R, jnp.float32), size
+
+
+SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}

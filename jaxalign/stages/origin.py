@@ -41,7 +41,7 @@ def model_of(config, parent, tokenizer, warn):
     """
     if parent:
         found = parent[1]["model"]
-        if tokenizer.vocab_size > found["vocab_size"]:
+        if tokenizer.least_rows > found["vocab_size"]:
             raise CheckpointError(f"config.tokenizer={config.tokenizer} has {tokenizer.vocab_size} pieces, the model of "
                                   f"{config.init_from} embeds {found['vocab_size']}; use a tokenizer that is no larger")
         for name, value in config.model.items():

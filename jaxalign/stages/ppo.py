@@ -42,6 +42,7 @@ class PPO(PolicyStage):
         self.reward, self.pooling = (self.verifiers() if config.rewards else None), ""
         if config.reward_model:
             self._take_reward_model(config)
+            self.tail = self.tokenizer.tail_ids
         if config.kl_control == "adaptive":
             self.carried["kl_coefficient"] = float(config.kl_coefficient)
         if config.reward_scaling != "none":

@@ -66,6 +66,7 @@ class PolicyStage(Stage):
         # Numbers by name that go over from rollout to rollout; in the checkpoint they stand beside the data's position.
         self.carried = {"updates_skipped": 0} if c.target_kl else {}
         self.left = 0  # optimizer steps that the rollout still holds
+        self.tail = ()  # ids behind a response that has ended, which a reward model was trained to read
         self._targets = jax.jit(
             lambda trainable, frozen, *more: self.targets(self.whole(trainable, frozen), frozen, *more))
 
@@ -101,8 +102,8 @@ class PolicyStage(Stage):
         """As short as the longest row allows, in steps of `ROW_BUCKET`: each length is compiled once. Where rows are
         packed for the model, what is left to do for each position costs nothing, and one length serves all."""
         if self.config.fold:
-            return -(-(self.config.length + self.config.max_new_tokens) // ROW_BUCKET) * ROW_BUCKET
-        longest = max(len(prompt) + int(mask.sum()) for prompt, mask in zip(prompts, rollouts.mask))
+            return -(-(self.config.length + self.config.max_new_tokens + len(self.tail)) // ROW_BUCKET) * ROW_BUCKET
+        longest = max(len(prompt) + int(mask.sum()) for prompt, mask in zip(prompts, rollouts.mask)) + len(self.tail)
         return -(-longest // ROW_BUCKET) * ROW_BUCKET
 
     def rows_per_batch(self):
@@ -140,7 +141,7 @@ class PolicyStage(Stage):
         c = self.config
         drawn, parts = self.collect(state)
         rollouts = drawn.rollouts
-        batch = response_rows(drawn.prompts, rollouts, self._row_length(drawn.prompts, rollouts), self.tokenizer.pad_id)
+        batch = response_rows(drawn.prompts, rollouts, self._row_length(drawn.prompts, rollouts), self.tokenizer.pad_id, self.tail)
         batch["mask_BT"] *= drawn.counts_B[:, None]
         batch["finished_B"], batch["reward_B"] = rollouts.finished.astype(np.float32), drawn.reward_B
         batch["scored_B"] = self.scored(drawn.rows).astype(np.float32)

@@ -30,11 +30,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import adapters  # noqa: E402
 import advantages  # noqa: E402
 import families  # noqa: E402
+import ggufs  # noqa: E402
 import page  # noqa: E402
 import policies  # noqa: E402
 import preferences  # noqa: E402
 import rankings  # noqa: E402
 import real  # noqa: E402
+import seeing  # noqa: E402
 import supervised  # noqa: E402
 import tokens  # noqa: E402
 import trained  # noqa: E402
@@ -42,7 +44,7 @@ from comparison import Skip, measure  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from jaxalign.objectives import OBJECTIVES  # noqa: E402
 
-GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families, real, trained, adapters]
+GROUPS = [supervised, rankings, preferences, policies, tokens, advantages, families, seeing, ggufs, real, trained, adapters]
 ROWS = [row for group in GROUPS for row in group.ROWS]
 PACKAGES = ["trl", "transformers", "verl", "rlax", "rax", "peft"]
 

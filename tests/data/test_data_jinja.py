@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tokenizers")
@@ -81,6 +82,79 @@ def test_the_end_of_a_turn_is_a_target_whatever_white_space_it_takes_along(templ
     ids, mask = render(TALK, t)
     assert [i for i, m in zip(ids, mask) if m].count(t.end_id) == 2
     assert targets(t, ids, mask).split("<|im_end|>")[:2] == ["Yes.", "\n\nNo." + "\n" * ("lstrip" not in which)]
+
+
+# As Phi-3's: behind the last turn, whose ever it is, stands what ends a text.
+CLOSES = CHATML + "{% if not add_generation_prompt %}{{ bos_token }}{% endif %}"
+CLOSES_MARKED = MARKED + "{% if not add_generation_prompt %}{% generation %}{{ bos_token }}{% endgeneration %}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [CLOSES, CLOSES_MARKED], ids=["prefixes", "generation"])
+@pytest.mark.parametrize("which", [[], ["rstrip"]])
+def test_what_ends_a_text_is_no_part_of_its_last_turn(template, which):
+    t = stripping(template, which)
+    ids, mask = render(TALK, t)
+    assert t.decode(ids[-1:], specials="show") == "<|text|>" and mask[-1] == 0 and ids.count(t.bos_id) == 1
+    assert targets(t, ids, mask) == "Yes.<|im_end|>\n\nNo.\n<|im_end|>" and t.end_id == t.special_texts["<|im_end|>"]
+    check_prefix_stable(t)
+    assert t.template.closing(t) == [t.bos_id] and tokenizer().template.closing(tokenizer()) == []
+    prompt, _ = render(TALK[:4], t, add_generation_prompt=True)
+    assert ids[:len(prompt)] == prompt
+    assert targets(t, *render(TALK[:3], t)) == "Yes.<|im_end|>"
+
+
+def test_white_space_behind_what_ends_a_text_goes_with_it():
+    t = tokenizer(CLOSES.replace("{{ bos_token }}", "{{ bos_token + '\n' }}"))
+    assert t.decode(t.template.closing(t), specials="show") == "<|text|>\n" and t.end_id == t.special_texts["<|im_end|>"]
+    check_prefix_stable(t)
+
+
+def test_a_prompt_of_several_turns_by_a_template_that_writes_its_last_answer_otherwise():
+    """As Qwen 3's."""
+    thinks = CHATML.replace("m['content']", "('<think></think>' if loop.last and m['role'] == 'assistant' else '') + m['content']")
+    t = tokenizer(thinks)
+    ids, mask = render(TALK[:4], t, add_generation_prompt=True)
+    assert targets(t, ids, mask) == "Yes.<|im_end|>"
+    assert t.decode(ids, specials="show").endswith("<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("template, tail", [(CHATML, "\n"), (MARKED, "\n"), (CLOSES, "\n<|text|>"), (None, "\n")])
+def test_a_reward_model_reads_the_same_ids_where_it_is_trained_where_it_is_asked_and_where_ppo_asks_it(template, tail):
+    from jaxalign.data.encode import _answers
+    from jaxalign.data.rows import Ranking
+    from jaxalign.evaluate.preferences import RewardModel
+    from jaxalign.experience.rows import response_rows
+    from jaxalign.rollout.engine import Rollouts
+
+    t = tokenizer(template)
+    prompt, answer = TALK[:2], "Yes."
+    ranking = Ranking("file", 1, prompt, [[{"role": "assistant", "content": answer}]] * 2, [0, 1])
+    (trained, mask), _ = _answers(ranking, t, 200, "error", None, None)
+    assert t.decode(t.tail_ids, specials="show") == tail and trained[-len(t.tail_ids) - 1:] == [t.end_id, *t.tail_ids]
+    asked, asked_mask = RewardModel(None, None, t)._written(prompt, answer)
+    assert asked == trained and asked_mask == mask
+    start, _ = render(prompt, t, add_generation_prompt=True)
+    drawn = [*t.encode(answer), t.end_id]
+    ones = np.ones((1, len(drawn)), np.float32)
+    for ended in (True, False):
+        rollouts = Rollouts(np.array([drawn]), ones, 2 * ones, 3 * ones, np.array(["stop" if ended else "length"]))
+        row = response_rows([start], rollouts, 60, t.pad_id, t.tail_ids)
+        size = int(row["segment_ids_BT"].sum())
+        ids = [*row["tokens_BT"][0, :size], row["targets_BT"][0, size - 1]]
+        assert ids == trained[:len(trained) - len(t.tail_ids) * (not ended)]
+        assert [int(m) for m in row["mask_BT"][0, :size]] == mask[1:size + 1]
+        assert row["sampler_logp_BT"].sum() in (2 * len(drawn), 3 * len(drawn))
+
+
+@pytest.mark.parametrize("template, ends", [
+    (CHATML.replace("<|im_end|>", "") + "{% if not add_generation_prompt %}{{ '<|im_end|>' }}{% endif %}", "<|im_end|>"),
+    (CLOSES.replace("{{ bos_token }}", "{% if messages[-1]['role'] == 'assistant' %}{{ bos_token }}{% endif %}"), "<|text|>"),
+], ids=["a turn has no other end", "of an answer alone"])
+def test_what_may_be_the_end_of_a_turn_stays_its_end(template, ends):
+    t = tokenizer(template)
+    assert t.template.closing(t) == [] and t.decode([t.end_id], specials="show") == ends
+    with pytest.raises(ConfigError, match="must be prefix-stable"):
+        check_prefix_stable(t)
 
 
 @pytest.mark.parametrize("mark", ["{%+ generation %}", "{%- generation +%}", "{%generation%}"])
@@ -342,7 +416,7 @@ def test_a_published_sentencepiece_model(shared_data, tmp_path):
 
 def test_tokens_that_were_added_to_a_sentencepiece_model(tmp_path):
     """Behind its pieces, in a file of their own; in it may also stand what is among the pieces."""
-    from jaxalign.exchange.gguf import sentencepiece_model
+    from jaxalign.exchange.gguf_metadata import sentencepiece_model
 
     pieces = ["<unk>", "<s>", "</s>", "\u2581", *"abehistury", "\n", "."]
     kinds = [2, 3, 3] + [1] * (len(pieces) - 3)

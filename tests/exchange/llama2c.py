@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from jaxalign.exchange.gguf import sentencepiece_model
+from jaxalign.exchange.gguf_metadata import sentencepiece_model
 from jaxalign.exchange.safetensors import write
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6

@@ -5,6 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from published_models import config_of, weight, write_model
 
 pytest.importorskip("tokenizers")
@@ -25,9 +26,11 @@ from jaxalign.exchange.exporting import tokenizer_files  # noqa: E402
 from jaxalign.exchange.importing import check_ids  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors, write  # noqa: E402
 from jaxalign.exchange.tokenizer_json import sentencepiece_json  # noqa: E402
+from jaxalign.models.transformer import logits_of  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
 from jaxalign.train.checkpoint import pack_tokenizer, read_meta  # noqa: E402
 
+MORE = "<image>"
 GENERATION = {"eos_token_id": [1, 5], "temperature": 0.6}
 
 
@@ -115,9 +118,38 @@ def test_a_scale_of_the_embedding_goes_into_it_where_nothing_else_is_tied_to_it(
     embed = [np.asarray(each.params["embed"].get_value()) for each in (ours, theirs)]
     np.testing.assert_array_equal((5 * embed[0]).astype(ml_dtypes.bfloat16).astype(np.float32), embed[1])
     assert read_meta(tmp_path / "run")[1]["model"]["embed_scale"] == 1.0
-    train_stage(tiny_stages.config("pretrain", model=tiny_stages.MODEL | changes | {"tied_embeddings": True}, steps=1), tmp_path / "tied")
-    with pytest.raises(ConfigError, match="it differs in .*model.embed_scale=5.0"):
-        export_model(tmp_path / "tied", tmp_path / "none")
+
+
+def test_where_it_is_tied_too_what_scores_the_next_token_becomes_a_matrix_of_its_own(tmp_path):
+    changes = dict(tied_embeddings=True, embed_scale=5.0)
+    train_stage(tiny_stages.config("pretrain", model=tiny_stages.MODEL | changes, steps=1), tmp_path / "trained")
+    assert main(["export", f"--checkpoint={tmp_path / 'trained'}", f"--to={tmp_path / 'out'}"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert main(["import", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'run'}"]) == 0
+    tokens = np.random.default_rng(0).integers(4, 200, (2, 12)).astype(np.int32)
+    logits = []
+    for name in ("trained", "run"):
+        each = Assistant.load(tmp_path / name)
+        module = nnx.merge(each.graphdef, each.params)
+        logits.append(logits_of(module(tokens, np.arange(12)[None].repeat(2, 0), np.ones_like(tokens)), module.unembedding_DV, module.softcap))
+    np.testing.assert_allclose(*logits, rtol=0, atol=2e-5)
+    assert np.abs(logits[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_special_token_behind_all_others_that_no_text_uses_needs_no_row(special, tmp_path, capsys):
+    """As the picture's of Gemma 3 1B, which sees none; a piece of text there is another model's."""
+    model = published(tmp_path / "model")
+    spec = json.loads((model / "tokenizer.json").read_text())
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 24, "content": MORE, "special": special})
+    (model / "tokenizer.json").write_text(json.dumps(spec))
+    assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == (0 if special else 2)
+    if special:
+        config = tiny_stages.config("sft", init_from=str(tmp_path / "run"), steps=1)
+        config.tokenizer = ""
+        train_stage(config, tmp_path / "tuned")
+    else:
+        assert "the tokenizer has 25 tokens, the model embeds 24" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
@@ -403,7 +435,10 @@ def bad_template(source):
     (another(num_hidden_layers=2), "unknown: model.layers.2"),
     (another(model_type="llamo"), "model_type='llamo' is no family that jaxalign knows; it knows llama, "),
     (another(hidden_act="relu6"), "hidden_act='relu6' is not something jaxalign can run"),
-    (another(rope_scaling={"rope_type": "longrope"}), "rope_type='longrope' is not something jaxalign can run"),
+    (another(rope_scaling={"rope_type": "dynamic"}), "rope_type='dynamic' is not something jaxalign can run"),
+    (another(rope_scaling={"rope_type": "longrope"}), "the key 'original_max_position_embeddings' is missing"),
+    (another(rope_scaling={"rope_type": "longrope", "original_max_position_embeddings": 8, "short_factor": [1.0]}),
+     "model.rope_scaling=.'longrope', 8.0, .* must be .* one of linear with 1 numbers"),
     (another(quantization_config={"quant_method": "gptq"}), "weights are quantised"),
     (another(architectures=["LlamaModel"]), "expected a name that ends in ForCausalLM"),
     (another(num_hidden_layers=None), "model.num_layers=None must be a whole number, 1 or more"),

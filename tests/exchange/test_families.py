@@ -1,6 +1,7 @@
 """Every family against transformers: logits, padded, packed and decoded; gradients; the way back, bit for bit."""
 
 import base64
+import dataclasses
 import functools
 import json
 import pathlib
@@ -13,9 +14,10 @@ import pytest
 from flax import nnx
 from published_models import CASES, DOCUMENTS, VOCABULARY, config_of, read_model, write_model
 
+from jaxalign.errors import ConfigError
 from jaxalign.exchange.safetensors import Safetensors
 from jaxalign.models.cache import empty_cache
-from jaxalign.models.families import FAMILIES
+from jaxalign.models.families import FAMILIES, model_config
 from jaxalign.models.transformer import group_sizes, logits_of
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "families.json").read_text())["cases"]
@@ -125,6 +127,20 @@ def test_every_tensor_comes_back_bit_for_bit(case, tmp_path):
     for name in mapping.published:
         back = mapping.put_together(name, leaves).astype(ml_dtypes.bfloat16)
         assert back.tobytes() == files.read(name).tobytes()
+
+
+def test_a_text_in_which_longrope_would_turn_by_its_long_factors_is_refused():
+    model = model_config(config_of("phi3, longrope"))
+    model.need_places(32, "a row", "")
+    with pytest.raises(ConfigError, match="a row takes 33 places, the model turns by longrope's short factors, .* up to 32; be brief"):
+        model.need_places(33, "a row", "be brief")
+
+
+@pytest.mark.parametrize("numbers", [(32.0, float("nan"), 1.0, 1.0), (32.0, 1.0, 1.0, 0.0), (32.0, 1.0, "1", 1.0)])
+def test_numbers_that_nothing_can_turn_by_are_refused(numbers):
+    model = model_config(config_of("phi3, longrope"))
+    with pytest.raises(ConfigError, match="its numbers must be finite, longrope's above 0"):
+        dataclasses.replace(model, rope_scaling=("longrope", *numbers))
 
 
 def test_each_device_reads_its_own_part(tmp_path):

@@ -1,13 +1,15 @@
 """GGUF files: the same model as its safetensors, every kind of quantisation, and files that are damaged."""
 
 import json
+import re
 import struct
 import time
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 from published_models import config_of, weight, write_model
-from published_tokenizer import TEMPLATE, write_tokenizer
+from published_tokenizer import write_tokenizer
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
@@ -15,64 +17,15 @@ pytest.importorskip("jinja2")
 
 from jaxalign.cli import main  # noqa: E402
 from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
-from jaxalign.exchange.gguf import NAMES, _tokenizer, read_gguf  # noqa: E402
+from jaxalign.exchange.gguf import read_gguf  # noqa: E402
+from jaxalign.data.vocabularies import CUTS  # noqa: E402
+from jaxalign.exchange.gguf_metadata import Fields, generation, tokenizer  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
 
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
-THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
 QUANTISED = gguf.GGMLQuantizationType
-
-
-def their_name(name):
-    stem, kind = name.rsplit(".", 1)
-    parts = stem.split(".")
-    if parts[:2] == ["model", "layers"]:
-        return f"blk.{parts[2]}.{THEIRS['.'.join(parts[3:])]}.{kind}"
-    return f"{THEIRS[stem]}.{kind}"
-
-
-def write_gguf(path, folder, config, kinds=(), architecture=None, leave_out=(), rope_table=None):
-    """The model that `write_model` wrote to a folder as a file; `kinds`: published name → (type, its bytes or None)."""
-    files, family = Safetensors(folder), config["model_type"]
-    architecture = architecture or family
-    writer = gguf.GGUFWriter(path, architecture)
-    numbers = {"block_count": "num_hidden_layers", "embedding_length": "hidden_size", "head_count": "num_attention_heads",
-               "head_count_kv": "num_key_value_heads", "feed_forward_length": "intermediate_size",
-               "key_length": "head_dim", "layer_norm_rms_eps": "rms_norm_eps", "rope_freq_base": "rope_theta",
-               "context_length": "max_position_embeddings"}  # fmt: skip
-    config = {"head_dim": config["hidden_size"] // config["num_attention_heads"]} | config
-    for name, key in numbers.items():
-        if name not in leave_out:
-            getattr(writer, f"add_{name}")(config[key])
-    ids = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(["ab" if text == "q" else text for text in sorted(ids, key=ids.get)])
-    writer.add_token_types([3, 3] + [1] * (len(ids) - 2))
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_chat_template(TEMPLATE)
-    for name in sorted(files.names):
-        x = files.read(name)
-        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-        if heads and family == "llama":  # rows of a pair stand side by side there
-            x = x.reshape(config[heads], 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-        kind, data = dict(kinds).get(name, (None, None))
-        if kind is None:
-            writer.add_tensor(their_name(name), np.ascontiguousarray(x))
-        else:
-            data = gguf.quants.quantize(x, kind) if data is None else data
-            writer.add_tensor(their_name(name), data, raw_dtype=kind)
-    if rope_table is not None:
-        writer.add_tensor("rope_freqs.weight", np.asarray(rope_table, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def published(folder, case="llama", **changes):
@@ -80,21 +33,6 @@ def published(folder, case="llama", **changes):
     write_model(folder, config)
     write_tokenizer(folder)
     return config
-
-
-@pytest.mark.parametrize("case", ["llama", "llama, tied", "qwen2", "qwen3"])
-def test_a_file_is_the_model_that_its_safetensors_are(case, tmp_path):
-    family, _, tied = case.partition(", ")
-    config = published(tmp_path / "model", family, tie_word_embeddings=bool(tied))
-    path = write_gguf(tmp_path / "model.gguf", tmp_path / "model", config)
-    assert main(["import", f"--from={path}", f"--to={tmp_path / 'run'}"]) == 0
-    assert main(["export", f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]) == 0
-    before, after = Safetensors(tmp_path / "model"), Safetensors(tmp_path / "out")
-    assert before.names == after.names
-    assert all(before.read(name).tobytes() == after.read(name).tobytes() for name in before.names)
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert {key: written[key] for key in SIZES} == {"head_dim": 4} | {key: config[key] for key in SIZES if key in config}
-    assert written["rope_theta"] == config["rope_theta"] and written["rms_norm_eps"] == config["rms_norm_eps"]
 
 
 def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
@@ -106,6 +44,10 @@ def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
     assert all(before.read(name).tobytes() == after.read(name).tobytes() for name in before.names)
 
 
+def tokenizer_of(fields):
+    return tokenizer(Fields(fields, "llama", {}, None))
+
+
 def fields_of(pre="smollm", **more):
     """The metadata of a tokenizer: letters, a pair of them, a whole text, two special tokens."""
     texts = ["<|text|>", "<|end|>", "<think>", *"abcd", "ab", "cd", "abcd"]
@@ -115,25 +57,108 @@ def fields_of(pre="smollm", **more):
 
 
 def test_texts_that_are_never_taken_apart_stay_whole_and_are_text():
-    t = _tokenizer(fields_of())
+    t = tokenizer_of(fields_of())
     assert t.encode("a<think>b") == [3, 2, 4] and 2 not in t.special_ids and t.decode([3, 2, 4]) == "a<think>b"
     assert t.start_ids == [] and t.encode("abcd") == [7, 8]
 
 
 def test_what_llama_3_does_otherwise():
     """A word that is a piece is that piece, whatever its merges lead to, and texts begin with BOS."""
-    t = _tokenizer(fields_of("llama-bpe"))
+    t = tokenizer_of(fields_of("llama-bpe"))
     assert t.encode("abcd") == [9] and t.start_ids == [0]
-    assert _tokenizer(fields_of("llama-bpe", add_bos_token=False)).start_ids == []
-    assert _tokenizer(fields_of(add_bos_token=True)).start_ids == [0]
+    assert tokenizer_of(fields_of("llama-bpe", add_bos_token=False)).start_ids == []
+    assert tokenizer_of(fields_of(add_bos_token=True)).start_ids == [0]
+
+
+PIECES = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "  ", "ab", "<|user|>", "<|endoftext|>", *(f"<0x{b:02X}>" for b in range(256))]
+SPM = {"tokenizer.ggml.tokens": PIECES, "tokenizer.ggml.token_type": [3, 3, 3, 1, 1, 1, 4, 1, 3, 3, *[6] * 256], "tokenizer.ggml.model": "llama",
+       "tokenizer.ggml.scores": [float(-n) for n in range(266)], "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+       "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_space_prefix": False}
+
+
+def test_a_file_that_calls_the_unknown_token_special_is_read():
+    """As conversions have since 2024: of all special tokens, the unknown too."""
+    t = tokenizer_of(SPM)
+    assert t.encode("ab") == [7] and t.encode("\n") == [10 + 10]
+    assert {t.special_texts[text] for text in ("<s>", "</s>", "<|user|>")} == {1, 2, 8}
+
+
+def test_spaces_that_are_one_piece_are_found():
+    assert tokenizer_of(SPM).encode("a  b") == [4, 6, 5]  # Gemma's runs of spaces
+
+
+def test_where_all_scores_are_equal_the_first_piece_is_merged_first():
+    pieces = ["<unk>", "<s>", "</s>", "a", "b", "c", "bc", "ab"]
+    fields = SPM | {"tokenizer.ggml.tokens": pieces, "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1, 1],
+                    "tokenizer.ggml.scores": [-1000.0] * 8}
+    assert tokenizer_of(fields).encode("abc") == [3, 6]
+
+
+def test_special_tokens_of_phi_3_take_white_space_along():
+    def rendered(architecture):
+        t = tokenizer(Fields(SPM, architecture, {}, None))
+        text, special = "<|user|>\n ab</s>\n", re.compile(r"<\|user\|>|</s>")
+        return [(i, text[start:end]) for i, start, end in t.encode_rendered(text, (), special, "\ufdd0")]
+
+    assert rendered("phi3") == [(8, "<|user|>\n "), (7, "ab"), (2, "</s>\n")]
+    assert rendered("llama")[:2] == [(8, "<|user|>"), (20, "\n")]
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>"])
+def test_what_ends_a_turn_is_special_whatever_the_file_calls_it(name):
+    fields = fields_of()
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], name]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], 1]
+    assert tokenizer_of(fields).special_texts[name] == 10
+    assert tokenizer_of(fields_of(eot_token_id=2)).special_texts["<think>"] == 2
+
+
+def test_where_a_file_does_not_say_how_texts_are_cut_the_architecture_does():
+    fields = fields_of()
+    del fields["tokenizer.ggml.pre"]
+    for architecture, parts in (("gpt2", ["12", "!"]), ("qwen2", ["1", "2", "!"])):
+        cut = json.loads(tokenizer(Fields(fields, architecture, {}, None)).files["tokenizer.json"])["pre_tokenizer"]
+        assert cut == {"type": "Sequence", "pretokenizers": CUTS["gpt-2" if architecture == "gpt2" else "qwen2"]}, parts
+    with pytest.raises(ConfigError, match="tokenizer.ggml.pre=None, how texts are cut; .* of before May 2024"):
+        tokenizer_of(fields)
+
+
+@pytest.mark.parametrize("key, value", [("unknown", -1), ("eot", 2**32 - 1), ("eot", "1"), ("padding", [1]), ("bos", float("nan"))])
+def test_a_token_that_there_is_not_is_none(key, value):
+    of = Fields(fields_of(**{f"{key}_token_id": value}), "llama", {}, None)
+    t = tokenizer(of)
+    assert t.vocab_size == 10 and generation(of, t) == {"eos_token_id": 1}
+
+
+WORDS = "HelloWorld it's 12345 a//b"
+
+
+@pytest.mark.parametrize("pre, parts", [
+    ("gpt-2", ["HelloWorld", " it", "'s", " 12345", " a", "//", "b"]), ("olmo", ["HelloWorld", " it", "'s", " 12345", " a", "//", "b"]),
+    ("smollm", ["HelloWorld", " it", "'s", " ", *"12345", " a", "//", "b"]),
+    ("llama-bpe", ["HelloWorld", " it", "'s", " ", "123", "45", " a", "//", "b"]),
+    ("smaug-bpe", ["HelloWorld", " it", "'s", " ", "123", "45", " a", "//", "b"]),
+    ("dbrx", ["HelloWorld", " it", "'s", " ", "123", "45", " a", "//", "b"]),
+    ("qwen2", ["HelloWorld", " it", "'s", " ", *"12345", " a", "//", "b"]),
+    ("deepseek-r1-qwen", ["HelloWorld", " it", "'s", " ", *"12345", " a", "//", "b"]),
+    ("gpt-4o", ["Hello", "World", " it's", " ", "123", "45", " a", "//", "b"]),
+    ("tekken", ["Hello", "World", " it", "'s", " ", *"12345", " a", "//", "b"]),
+])
+def test_texts_are_cut_as_the_file_says(pre, parts):
+    """Cuts of a text with capitals, a short form, a number and signs, by hand from the published patterns."""
+    import tokenizers
+
+    files = tokenizer_of(fields_of(pre)).files
+    cut = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(WORDS)
+    assert [WORDS[start:end] for _, (start, end) in cut] == parts
 
 
 def test_a_text_begins_with_a_space_where_the_file_says_so():
     texts = ["<unk>", "<s>", "</s>", "\u2581", "a", "b"]
     fields = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1], "tokenizer.ggml.model": "llama",
               "tokenizer.ggml.scores": [0.0] * 6, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
-    assert _tokenizer(fields).encode("ab") == [3, 4, 5]
-    assert _tokenizer(fields | {"tokenizer.ggml.add_space_prefix": False}).encode("ab") == [4, 5]
+    assert tokenizer_of(fields).encode("ab") == [3, 4, 5]
+    assert tokenizer_of(fields | {"tokenizer.ggml.add_space_prefix": False}).encode("ab") == [4, 5]
 
 
 @pytest.mark.parametrize("kind, step", [("F16", 2**-11), ("BF16", 2**-8), ("Q8_0", 1 / 127), ("Q5_0", 1 / 15),
@@ -246,26 +271,35 @@ NO_GGUF = "cannot be read as GGUF .*; it is damaged or no GGUF file: copy or dow
     (at(16, "<Q", 2**60), NO_GGUF),  # so many metadata
     (at(24, "<Q", 2**60), NO_GGUF),  # so long a first key
     (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_x"), "missing: model.layers.0.self_attn.q_proj.weight"),
-    (lambda data: data.replace(b"smollm", b"smollx"), "tokenizer.ggml.pre='smollx'; expected one of gpt-2, "),
+    (lambda data: data.replace(b"smollm", b"smollx"), "tokenizer.ggml.pre='smollx', how texts are cut; expected one of gpt-2, "),
 ])  # fmt: skip
 def test_a_damaged_file_is_said_to_be_one_soon_and_nothing_is_left(break_it, message, tmp_path, capsys):
     check(tmp_path, capsys, message, break_it)
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(architecture="mamba"), "general.architecture='mamba'; expected one of llama, qwen2, qwen3"),
+    (dict(architecture="mamba"), "general.architecture='mamba'; expected one of llama, smollm3, qwen2, .*gptneox"),
     (dict(leave_out=("block_count",)), "its metadata lack 'llama.block_count'"),
     (dict(intermediate_size=512), "mlp.* has shape .*, config.json makes it"),
     (dict(num_hidden_layers=2), "missing: model.layers.1"),
-    (dict(num_attention_heads=0), "a value of its metadata cannot be used .*zero"),
+    (dict(num_attention_heads=0), "llama.attention.head_count=0 must be a whole number from 1 to"),
+    (dict(num_hidden_layers=2**32 - 1), "llama.block_count=4294967295 must be a whole number from 1 to 12"),
 ])  # fmt: skip
 def test_a_file_of_something_else_is_said_to_be_one_and_nothing_is_left(changes, message, tmp_path, capsys):
     check(tmp_path, capsys, message, lambda data: data, **changes)
 
 
-def check(tmp_path, capsys, message, break_it, architecture=None, leave_out=(), **changes):
-    import re
+def test_a_number_of_things_that_the_file_has_no_bytes_for_makes_no_room_for_them(tmp_path, capsys):
+    """Of an array's values, so that the rest of the file is a whole number of them: the package would read on past its end."""
+    def break_it(data):
+        place = data.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
+        data = at(place, "<Q", 2**40)(data)
+        return data + b"\0" * (-(len(data) - place) % 4)
 
+    check(tmp_path, capsys, f"{NO_GGUF}", break_it)
+
+
+def check(tmp_path, capsys, message, break_it, architecture=None, leave_out=(), **changes):
     config = published(tmp_path / "model", **SIZES)
     path = tmp_path / "model.gguf"
     write_gguf(path, tmp_path / "model", config, architecture=architecture, leave_out=leave_out)

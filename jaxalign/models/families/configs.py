@@ -45,7 +45,12 @@ def scaling(p, c):
         size = p.get("attention_factor") or 0.1 * math.log(p["factor"]) + 1.0
         return "yarn", float(p["factor"]), float(p.get("beta_fast") or 32), float(p.get("beta_slow") or 1), float(
             original), float(size)
-    refuse("rope_type", kind, "default, linear, llama3, yarn (without mscale_all_dim)")
+    if kind in ("longrope", "su"):  # the latter in the first files of Phi-3
+        original = c.get("original_max_position_embeddings") or p["original_max_position_embeddings"]
+        factor = p.get("factor") or c["max_position_embeddings"] / original
+        size = p.get("attention_factor") or math.sqrt(1.0 + max(math.log(factor), 0.0) / math.log(original))
+        return "longrope", float(original), float(size), *map(float, p["short_factor"])
+    refuse("rope_type", kind, "default, linear, llama3, longrope, yarn (without mscale_all_dim)")
 
 
 def windows(c, fields, kinds=None):
@@ -137,7 +142,9 @@ def gemma2(c):
 
 
 def gemma3(c):
-    """Five layers that see a window, then one that sees all and turns slower."""
+    """Five layers that see a window, then one that sees all and turns slower. What the larger ones leave out is as here."""
+    c = {"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "sliding_window": 4096} | c
     if c.get("use_bidirectional_attention"):
         refuse("use_bidirectional_attention", True, "false")
     every = c.get("sliding_window_pattern", c.get("_sliding_window_pattern", 6))

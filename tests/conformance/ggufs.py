@@ -1,0 +1,49 @@
+"""GGUF files of small models: every tensor as transformers reads it from the same file."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import transformers
+
+import families
+from comparison import Row
+from jaxalign.exchange.gguf import read_gguf
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "exchange"))
+
+import gguf_files  # noqa: E402
+
+# Of FILES what transformers 5.10 reads, and sizes which it does not read from a file, as it takes them to be.
+READ_THERE = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 128}, "qwen3_moe": {"moe_intermediate_size": 768}, "gemma2": {},
+              "gemma3": {}, "phi3": {}, "gpt2": {"n_positions": 1024}}
+
+
+def tensors(draw, *, name):
+    """Under the names of a folder, float32; one that is not there is a difference. Tied matrices there have two names."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, path = gguf_files.files(pathlib.Path(folder), name, **READ_THERE[name])
+        mine = read_gguf(path)[3]
+        ours = {each: mine.read(each) for each in mine.names}
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name)
+        theirs = dict(apart({each: x.numpy() for each, x in model.state_dict().items() if each in ours or ".experts." in each}))
+    return ours, {each: theirs.get(each, np.float32(np.nan)) for each in ours}
+
+
+def apart(named):
+    """Experts that lie in one tensor, one by one."""
+    for name, x in named.items():
+        before, found, part = name.partition(".experts.")
+        for n in range(len(x) if found else 0):
+            parts = zip(("gate_proj", "up_proj"), np.split(x[n], 2)) if part == "gate_up_proj" else [(part, x[n])]
+            yield from ((f"{before}.experts.{n}.{each}.weight", y) for each, y in parts)
+        if not found:
+            yield name, x
+
+
+ROWS = [Row(f"GGUF {name}: tensors", "transformers, from the same file", functools.partial(tensors, name=name), 1e-6, draws=1)
+        for name in READ_THERE]
