@@ -119,7 +119,7 @@ def test_a_prompt_of_several_turns_by_a_template_that_writes_its_last_answer_oth
 
 
 @pytest.mark.parametrize("template, tail", [(CHATML, "\n"), (MARKED, "\n"), (CLOSES, "\n<|text|>"), (None, "\n")])
-def test_a_reward_model_reads_the_same_ids_where_it_is_trained_where_it_is_asked_and_where_ppo_asks_it(template, tail):
+def test_t21_a_reward_model_reads_the_same_ids_where_it_is_trained_where_it_is_asked_and_where_ppo_asks_it(template, tail):
     from jaxalign.data.encode import _answers
     from jaxalign.data.rows import Ranking
     from jaxalign.evaluate.preferences import RewardModel

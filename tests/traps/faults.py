@@ -122,7 +122,7 @@ FAULTS = [
     Fault("t11", "decoding does not see a prompt's first token", "jaxalign/models/cache.py",
           "seen_BW = age_W[None] <= length_B[:, None]", "seen_BW = age_W[None] < length_B[:, None]"),
     Fault("t11", "the sampler's log-probabilities stand one token late", "jaxalign/experience/rows.py",
-          "first:size] = rollouts.sampler_logp[n, :drawn]", "first:size] = np.roll(rollouts.sampler_logp[n, :drawn], 1)"),
+          "first:first + drawn] = rollouts.sampler_logp[n, :drawn]", "first:first + drawn] = np.roll(rollouts.sampler_logp[n, :drawn], 1)"),
     Fault("t11", "what is logged of the disagreement is the trainer's with itself", "jaxalign/stages/rl.py",
           'difference = (logp_BT - batch["sampler_logp_BT"]) * batch["mask_BT"]',
           'difference = (logp_BT - batch.get("old_logp_BT", logp_BT)) * batch["mask_BT"]'),
