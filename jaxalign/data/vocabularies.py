@@ -19,8 +19,7 @@ def open_vocabulary(files, added):
     added later."""
     if "tokenizer.json" in files:
         return JsonVocabulary(files["tokenizer.json"])
-    named = json.loads(files.get("tokenizer_config.json", b"{}")).get("added_tokens_decoder") or {}
-    return SentencePieceVocabulary(files["tokenizer.model"], added, [t["content"] for t in named.values() if t.get("rstrip")])
+    return SentencePieceVocabulary(files["tokenizer.model"], added)
 
 
 class JsonVocabulary:
@@ -98,8 +97,7 @@ class SentencePieceVocabulary:
     """A `tokenizer.model`; its control symbols are the special tokens, and what was added behind its pieces. Attributes as of
     `JsonVocabulary`."""
 
-    def __init__(self, data, added=None, stripping=()):
-        """`stripping`: texts of special tokens that take white space behind them along."""
+    def __init__(self, data, added=None):
         import sentencepiece
 
         try:
@@ -112,7 +110,7 @@ class SentencePieceVocabulary:
         self.specials = {self.piece(i): i for i in range(size) if self._processor.is_control(i)}
         self.specials |= {text: i for i, text in self._added.items()}
         self.complete = any(self._processor.is_byte(i) for i in range(size))
-        self._pattern = re.compile("|".join(re.escape(t) + r"\s*" * (t in stripping) for t in self.specials) or r"(?!)")
+        self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
 
     def id_of(self, text):
         if text in self.specials:
@@ -132,8 +130,7 @@ class SentencePieceVocabulary:
                 pieces = self._processor.encode(part, out_type="proto").pieces
                 out += [(p.id, at + place[p.begin], at + place[p.end]) for p in pieces]
             if match:
-                special = match[0] if match[0] in self.specials else match[0].rstrip()
-                out.append((self.specials[special], match.start(), match.end()))
+                out.append((self.specials[match[0]], match.start(), match.end()))
                 at = match.end()
         return out
 

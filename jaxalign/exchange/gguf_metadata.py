@@ -10,6 +10,7 @@ import numpy as np
 from jaxalign.data.published import PublishedTokenizer, pack_files
 from jaxalign.data.vocabularies import BEGINS, CUTS, byte_level_json
 from jaxalign.errors import ConfigError
+from jaxalign.exchange.tokenizer_json import sentencepiece_json
 from jaxalign.models.families.configs import scaling
 from jaxalign.models.rotary import SCALINGS
 
@@ -218,18 +219,27 @@ def tokenizer(of):
     if kind == "gpt2":
         files = {"tokenizer.json": _byte_level(of, texts, kinds, config.get("bos_token"))}
     elif kind == "llama":
-        unknown = of.token("unknown") or 0
-        prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-        files = {"tokenizer.model": sentencepiece_model(texts, fields["tokenizer.ggml.scores"], kinds, prefix, unknown)}
-        config["add_bos_token"] = bool(fields.get("tokenizer.ggml.add_bos_token", True))
-        if of.architecture == "phi3":  # which the file does not say
-            config["added_tokens_decoder"] = {str(i): {
-                "content": text, "lstrip": False, "normalized": False, "rstrip": True, "single_word": False, "special": True}
-                for i, (text, kind) in enumerate(zip(texts, kinds)) if kind == CONTROL and text not in TAKES_NO_SPACE}
+        files = _sentencepiece(of, texts, kinds, config)
     else:
         raise ConfigError(f"tokenizer.ggml.model={kind!r}; expected gpt2 or llama")
     files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return PublishedTokenizer(pack_files(files))
+
+
+def _sentencepiece(of, texts, kinds, config):
+    """The files of pieces with scores; `config`, tokenizer_config.json, is made to fit."""
+    stripping = ()
+    if of.architecture == "phi3":  # what the file does not say
+        kinds = [CONTROL if kind == USER_DEFINED else kind for kind in kinds]
+        stripping = {text for text, kind in zip(texts, kinds) if kind == CONTROL and text not in TAKES_NO_SPACE}
+    config["add_bos_token"] = bool(of.all.get("tokenizer.ggml.add_bos_token", True))
+    prefix = bool(of.all.get("tokenizer.ggml.add_space_prefix", True))
+    model = sentencepiece_model(texts, of.all["tokenizer.ggml.scores"], kinds, prefix, of.token("unknown") or 0)
+    same = sentencepiece_json(model, config.get("bos_token") if config["add_bos_token"] else None, stripping)
+    if same is None:
+        return {"tokenizer.model": model}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return {"tokenizer.model": model, "tokenizer.json": same}
 
 
 def _byte_level(of, texts, kinds, bos):

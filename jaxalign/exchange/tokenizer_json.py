@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer trained here as a `tokenizer.json`: the same ids where transformers reads it.
+"""A SentencePiece tokenizer, trained here or out of a GGUF file, as a `tokenizer.json`: the same ids where transformers reads it.
 
 Of a SentencePiece model alone transformers makes a tokenizer that drops the space before a text's first word.
 """
@@ -13,16 +13,17 @@ NEVER = -1e4  # of pieces that are no text
 UNIGRAM, BPE = sentencepiece_model_pb2.TrainerSpec.UNIGRAM, sentencepiece_model_pb2.TrainerSpec.BPE
 
 
-def sentencepiece_json(model, start):
-    """The bytes of a `tokenizer.json`; None for a model of another make than `data.tokenizer.train_tokenizer`'s, which would need
-    other rules.
+def sentencepiece_json(model, start, stripping=()):
+    """The bytes of a `tokenizer.json`; None for a model that is made otherwise than `data.tokenizer.train_tokenizer`'s and Llama's,
+    which would need other rules.
 
     Each text between special tokens is cut by itself, a space before it, as `Tokenizer.encode` cuts it. What differs: the
     sign ▁ (U+2581), bytes here and a space there, and texts that spell a special token or, of a unigram, a byte's piece, "<0x0A>".
 
     Args:
       model: bytes of a SentencePiece model.
-      start: the special token before every text.
+      start: the special token before every text; None is none.
+      stripping: special tokens that take white space behind them along.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     rules, kind = proto.normalizer_spec, proto.trainer_spec.model_type
@@ -33,8 +34,8 @@ def sentencepiece_json(model, start):
     # its id has to be somebody's.
     pieces = [("< unk >" if p.type == TYPES.UNKNOWN else p.piece, p.score if p.type == TYPES.NORMAL else NEVER) for p in proto.pieces]
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
-    special = [{"id": i, "content": p.piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                "special": True} for i, p in enumerate(proto.pieces) if p.type == TYPES.CONTROL]
+    special = [{"id": i, "content": p.piece, "single_word": False, "lstrip": False,
+                "rstrip": p.piece in stripping, "normalized": False, "special": True} for i, p in enumerate(proto.pieces) if p.type == TYPES.CONTROL]
     unknown = next(i for i, p in enumerate(proto.pieces) if p.type == TYPES.UNKNOWN)
     if kind == UNIGRAM:
         inside = {"type": "Unigram", "unk_id": unknown, "vocab": pieces, "byte_fallback": True}
@@ -47,7 +48,7 @@ def sentencepiece_json(model, start):
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Prepend", "prepend": SPACE}, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
         "pre_tokenizer": None,
-        "post_processor": {
+        "post_processor": None if start is None else {
             "type": "TemplateProcessing", "special_tokens": {start: {"id": start, "ids": [ids[start]], "tokens": [start]}},
             "single": [{"SpecialToken": {"id": start, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]},

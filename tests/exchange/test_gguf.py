@@ -15,10 +15,15 @@ gguf = pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+from sentencepiece import sentencepiece_model_pb2  # noqa: E402
+from tiny_stages import TEXTS  # noqa: E402
+
 from jaxalign.cli import main  # noqa: E402
+from jaxalign.data.published import PublishedTokenizer, pack_files  # noqa: E402
+from jaxalign.data.tokenizer import train_tokenizer  # noqa: E402
+from jaxalign.data.vocabularies import CUTS  # noqa: E402
 from jaxalign.errors import CheckpointError, ConfigError  # noqa: E402
 from jaxalign.exchange.gguf import read_gguf  # noqa: E402
-from jaxalign.data.vocabularies import CUTS  # noqa: E402
 from jaxalign.exchange.gguf_metadata import Fields, generation, tokenizer  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
 from jaxalign.train.checkpoint import read_meta  # noqa: E402
@@ -95,13 +100,33 @@ def test_where_all_scores_are_equal_the_first_piece_is_merged_first():
 
 
 def test_special_tokens_of_phi_3_take_white_space_along():
-    def rendered(architecture):
-        t = tokenizer(Fields(SPM, architecture, {}, None))
+    def rendered(architecture, kind):
+        fields = SPM | {"tokenizer.ggml.add_space_prefix": True, "tokenizer.ggml.tokens": [*PIECES[:6], "c", *PIECES[7:]],
+                        "tokenizer.ggml.token_type": [3, 3, kind, 1, 1, 1, 1, 1, 3, 3, *[6] * 256]}
+        t = tokenizer(Fields(fields, architecture, {}, None))
         text, special = "<|user|>\n ab</s>\n", re.compile(r"<\|user\|>|</s>")
-        return [(i, text[start:end]) for i, start, end in t.encode_rendered(text, (), special, "\ufdd0")]
+        return [(i, text[start:end]) for i, start, end in t.encode_rendered(text, (), special, "\ufdd0")], set(t.files)
 
-    assert rendered("phi3") == [(8, "<|user|>\n "), (7, "ab"), (2, "</s>\n")]
-    assert rendered("llama")[:2] == [(8, "<|user|>"), (20, "\n")]
+    for kind in (3, 4):  # its conversions call the second so too
+        tokens, files = rendered("phi3", kind)
+        assert [i for i, _ in tokens] == [8, 3, 7, 2] and tokens[0][1] == "<|user|>\n " and tokens[-1][1] == "</s>\n"
+        assert files == {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
+    assert [i for i, _ in rendered("llama", 3)[0]] == [8, 3, 20, 3, 7, 2, 3, 20]
+
+
+def test_pieces_with_scores_give_the_same_ids_through_either_library():
+    """The package tokenizers and SentencePiece, of a vocabulary trained here and written as llama.cpp's conversion does."""
+    trained = sentencepiece_model_pb2.ModelProto.FromString(train_tokenizer(TEXTS, vocab_size=400, model_type="bpe").model_bytes)
+    fields = {"tokenizer.ggml.tokens": [p.piece for p in trained.pieces], "tokenizer.ggml.scores": [p.score for p in trained.pieces],
+              "tokenizer.ggml.token_type": [3 if p.type == 2 else p.type for p in trained.pieces], "tokenizer.ggml.model": "llama",
+              **{f"tokenizer.ggml.{name}_token_id": next(i for i, p in enumerate(trained.pieces) if p.piece == piece)
+                 for name, piece in (("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>"))}}
+    both = tokenizer_of(fields)
+    alone = PublishedTokenizer(pack_files({name: data for name, data in both.files.items() if name != "tokenizer.json"}))
+    assert "tokenizer.json" in both.files and both.start_ids == alone.start_ids == [both.bos_id]
+    draw = np.random.default_rng(0)
+    for text in ["", " ", *("".join(draw.choice([*TEXTS[0].split(), " ", "  ", "\n", "\u00e9", "12"], 9)) for _ in range(200))]:
+        assert both.encode(text) == alone.encode(text), text
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>"])
