@@ -53,8 +53,20 @@ class PublishedTokenizer:
         self.start_ids = self._vocabulary.start_ids(self.bos_id, config)
         self._template = self.end_id = self.tail_ids = None
         self._read_template(config)
-        used = (self.bos_id, self.eos_id, self.pad_id, *self.tail_ids, *(i for i in range(self.vocab_size) if i not in self.special_ids))
-        self.least_rows = 1 + max(i for i in used if i is not None)
+        self.least_rows = 1 + max(self._used())
+
+    def _used(self):
+        """Ids that may stand in a text: all but special tokens that the template never writes."""
+        used = {i for i in self._vocabulary.ids() if i not in self.special_ids} | {
+            i for text, i in self.special_texts.items() if text in self._template.source}
+        used |= {self.end_id, *self.tail_ids, *self.start_ids, *({self.bos_id, self.eos_id, self.pad_id} - {None})}
+        for roles in (("system", "user"), ("user", "assistant", "tool"), ("user", "assistant", "user", "assistant")):
+            for asked in (True, False):  # names of special tokens may be put together from those of roles
+                try:
+                    used |= set(self._template.render([{"role": role, "content": "Hello."} for role in roles], self, asked)[0])
+                except TemplateFault:
+                    continue
+        return used
 
     def _read_template(self, config):
         source = self.files.get("chat_template.jinja", b"").decode() or config.get("chat_template")

@@ -51,6 +51,10 @@ class JsonVocabulary:
         self._byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
         self.complete = self._byte_level or bool(spec["model"].get("byte_fallback"))
 
+    def ids(self):
+        """Of all its tokens."""
+        return self._ids.values()
+
     def id_of(self, text):
         return self._ids.get(text)
 
@@ -111,6 +115,10 @@ class SentencePieceVocabulary:
         self.specials |= {text: i for i, text in self._added.items()}
         self.complete = any(self._processor.is_byte(i) for i in range(size))
         self._pattern = re.compile("|".join(map(re.escape, self.specials)) or r"(?!)")
+
+    def ids(self):
+        """Of all its tokens."""
+        return [*range(self._processor.vocab_size()), *self._added]
 
     def id_of(self, text):
         if text in self.specials:

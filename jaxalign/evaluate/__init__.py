@@ -75,8 +75,9 @@ def evaluate_checkpoint(checkpoint, sources, options=None, tell=None):
         if "path" in source:
             files(source["path"])
     _, meta = read_meta(checkpoint)
-    ModelConfig(**meta["model"]).need_places(options["length"], "evaluate: a row", "use a smaller --length")
     judge = meta["policy"] == "reward/backbone"
+    # A score is read after the last token, which no next one is predicted from.
+    ModelConfig(**meta["model"]).need_places(options["length"] + judge, "evaluate: a row", "use a smaller --length")
     if judge and options["best_of"]:
         raise ConfigError(f"evaluate: best_of={options['best_of']} chooses among answers, and {checkpoint} is a reward "
                           "model, which writes none; give it as reward_model, and a policy as the checkpoint")

@@ -48,9 +48,9 @@ class RewardModel:
         Texts are written with this model's own tokenizer, whoever drew them. An empty response is scored too.
         """
         written = [self._written(*turns) for turns in zip(conversations, responses, strict=True)]
-        longest = max((len(ids) - 1 for ids, _ in written), default=1)
+        longest = max((len(ids) for ids, _ in written), default=2)  # a score is read after the last, too
         nnx.merge(self.graphdef, self.params).backbone.config.need_places(longest, "a response with its prompt", "make them shorter")
-        length = -(-longest // POSITIONS) * POSITIONS
+        length = -(-(longest - 1) // POSITIONS) * POSITIONS
         scores = np.zeros(len(written), np.float32)
         for first in range(0, len(written), ROWS):
             sequences = Sequences()

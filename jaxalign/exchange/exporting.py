@@ -157,7 +157,7 @@ def _ends(tokenizer):
 
 def _config(origin, model, head, dtype, tokenizer):
     published = dict(origin.get("config") or describe(model) | _ends(tokenizer))
-    if head == "reward" and published.get("pad_token_id") in (None, tokenizer.end_id):
+    if head == "reward" and published.get("pad_token_id") in (None, tokenizer.end_id, *tokenizer.tail_ids):
         published["pad_token_id"] = _pad_of(tokenizer)
     family = find_family(published)
     kind = "ForSequenceClassification" if head == "reward" else None
@@ -174,9 +174,10 @@ def _config(origin, model, head, dtype, tokenizer):
 
 def _pad_of(tokenizer):
     """An id for padding that no document ends with: a classifier of transformers scores the last token that is none."""
-    if tokenizer.pad_id != tokenizer.end_id:
+    ends = {tokenizer.end_id, *tokenizer.tail_ids}
+    if tokenizer.pad_id not in ends:
         return tokenizer.pad_id
-    others = sorted(tokenizer.special_ids - {*tokenizer.stop_ids}, key=lambda i: (i != tokenizer.unk_id, i == tokenizer.bos_id, i))
+    others = sorted(tokenizer.special_ids - {*tokenizer.stop_ids, *ends}, key=lambda i: (i != tokenizer.unk_id, i == tokenizer.bos_id, i))
     if not others:
         raise ConfigError("its tokenizer has no special token but those that end a text, so none can be padding, beside which a "
                           "classifier of transformers finds the token to score; train from a model with a pad token of its own")

@@ -239,6 +239,7 @@ def _sentencepiece(of, texts, kinds, config):
     if same is None:
         return {"tokenizer.model": model}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("unk_token", None)  # it is never needed, and has another name there
     return {"tokenizer.model": model, "tokenizer.json": same}
 
 

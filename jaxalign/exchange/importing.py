@@ -27,6 +27,7 @@ from jaxalign.train.adapters import base_record, fingerprint_of
 from jaxalign.train.checkpoint import Checkpointer, flat_shapes, load_params, pack_tokenizer, read_meta
 from jaxalign.train.state import TrainState
 
+SURPLUS = 64  # special tokens that no text uses and the model has no row for: as many may stand behind the others
 MODULES = {"policy": Transformer, "reward": ScalarModel}
 
 
@@ -88,14 +89,15 @@ def import_model(source, to, *, mesh=None):
                           + (f" of {model.num_experts} experts" if model.num_experts else "")
                           + f", there are {len(published.files.names)} tensors; one of the two is another model's")
     tokenizer = published.tokenizer
-    if tokenizer.least_rows > model.vocab_size:
+    if tokenizer.least_rows > model.vocab_size or tokenizer.vocab_size > model.vocab_size + SURPLUS:
         raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
                           f"{model.vocab_size}; one of the two is another model's")
     check_ids(published.config, tokenizer, where)
-    if head == "reward" and published.config.get("pad_token_id") == tokenizer.end_id:
-        raise ConfigError(f"{where}: a classifier whose pad_token_id={tokenizer.end_id} is {tokenizer.piece(tokenizer.end_id)!r}, which ends "
-                          "a turn: transformers scores the token before it, jaxalign the end itself; if it was trained with another "
-                          "pad token, name that in config.json")
+    last = (tokenizer.tail_ids or [tokenizer.end_id])[-1]
+    if head == "reward" and published.config.get("pad_token_id") == last:
+        raise ConfigError(f"{where}: a classifier whose pad_token_id={last} is {tokenizer.piece(last)!r}, which ends a conversation: "
+                          "transformers scores the token before it, jaxalign that itself; if it was trained with another pad token, "
+                          "name that in config.json")
     abstract, shapes = shapes_of(model, head)
     mapping = mapping_of(published.config, model, head, shapes)
     read = Source(published.files, mapping, where, copies=("lm_head.weight", "embed_out.weight"))

@@ -21,7 +21,7 @@ def language_part(config, files, where):
     Raises:
       ConfigError: a text_config that is none.
     """
-    if config.get("model_type") not in FAMILIES or "text_config" not in config:
+    if str(config.get("model_type")) not in FAMILIES or "text_config" not in config:
         return config, files
     text = config["text_config"]
     if not isinstance(text, dict):

@@ -91,6 +91,9 @@ class ModelConfig:
             if getattr(self, field) not in choices:
                 either = f"one of {sorted(choices)}" if len(choices) > 2 else " or ".join(map(repr, choices))
                 raise ConfigError(f"model.{field}={getattr(self, field)!r} must be {either}")
+        if self.rope_theta <= 0 or self.window_rope_theta < 0:
+            raise ConfigError(f"model.rope_theta={self.rope_theta} must be above 0, model.window_rope_theta={self.window_rope_theta} not "
+                              "below")
         if not self.layer_kinds or not set(self.layer_kinds) <= set(LAYER_KINDS):
             raise ConfigError(f"model.layer_kinds={self.layer_kinds!r} must hold some of {', '.join(LAYER_KINDS)}")
         if "window" in self.kinds and self.window < 1:

@@ -52,6 +52,8 @@ def model_of(config, parent, tokenizer, warn):
     else:
         model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model)
     drawn = config.get("max_new_tokens", 0)
-    model.need_places(config.length + drawn, f"{config.stage}: config.length={config.length}" + (
+    # A score is read after a row's last token too; PPO's reward model reads what its template writes behind a response.
+    more = 1 if config.stage == "reward" else len(tokenizer.tail_ids) if config.get("reward_model") else 0
+    model.need_places(config.length + drawn + more, f"{config.stage}: config.length={config.length}" + (
         f" with config.max_new_tokens={drawn}" if drawn else ""), "make it smaller")
     return model

@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 from published_models import config_of, write_model
 from published_tokenizer import TEMPLATE, write_tokenizer
+from sentencepiece import sentencepiece_model_pb2
 
 from jaxalign.exchange.safetensors import Safetensors
 
@@ -187,3 +188,21 @@ def files(folder, name, **changes):
     write_model(folder / "model", config)
     write_tokenizer(folder / "model")
     return config, write_gguf(folder / "model.gguf", folder / "model", config, more=more)
+
+
+def metadata_of_pieces(model, *, prefix=True, runs=False):
+    """A GGUF file's metadata of a SentencePiece model of byte pairs, as llama.cpp's conversion writes them.
+
+    Args:
+      prefix: whether a space stands before a text.
+      runs: whether users defined runs of spaces, as in Gemma's.
+    """
+    pieces = sentencepiece_model_pb2.ModelProto.FromString(model).pieces
+    ids = {p.piece: i for i, p in enumerate(pieces)}
+    more = ["  ", "   ", "    "] if runs else []
+    return {"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": prefix,
+            "tokenizer.ggml.tokens": [p.piece for p in pieces] + more,
+            "tokenizer.ggml.scores": [p.score for p in pieces] + [-1000.0] * len(more),
+            "tokenizer.ggml.token_type": [3 if p.type == 2 else p.type for p in pieces] + [4] * len(more),
+            "tokenizer.ggml.bos_token_id": ids["<s>"], "tokenizer.ggml.eos_token_id": ids["</s>"],
+            "tokenizer.ggml.unknown_token_id": ids["<unk>"]}

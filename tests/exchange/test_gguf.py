@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from gguf_files import write_gguf
+from gguf_files import metadata_of_pieces, write_gguf
 from published_models import config_of, weight, write_model
 from published_tokenizer import write_tokenizer
 
@@ -15,7 +15,6 @@ gguf = pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
-from sentencepiece import sentencepiece_model_pb2  # noqa: E402
 from tiny_stages import TEXTS  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
@@ -114,19 +113,19 @@ def test_special_tokens_of_phi_3_take_white_space_along():
     assert [i for i, _ in rendered("llama", 3)[0]] == [8, 3, 20, 3, 7, 2, 3, 20]
 
 
-def test_pieces_with_scores_give_the_same_ids_through_either_library():
-    """The package tokenizers and SentencePiece, of a vocabulary trained here and written as llama.cpp's conversion does."""
-    trained = sentencepiece_model_pb2.ModelProto.FromString(train_tokenizer(TEXTS, vocab_size=400, model_type="bpe").model_bytes)
-    fields = {"tokenizer.ggml.tokens": [p.piece for p in trained.pieces], "tokenizer.ggml.scores": [p.score for p in trained.pieces],
-              "tokenizer.ggml.token_type": [3 if p.type == 2 else p.type for p in trained.pieces], "tokenizer.ggml.model": "llama",
-              **{f"tokenizer.ggml.{name}_token_id": next(i for i, p in enumerate(trained.pieces) if p.piece == piece)
-                 for name, piece in (("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>"))}}
+@pytest.mark.parametrize("prefix", [True, False])
+def test_pieces_with_scores_give_the_same_ids_through_either_library(prefix):
+    """The package tokenizers and SentencePiece, of a vocabulary trained here and written as llama.cpp's conversion does; where no
+    space stands before a text, as in Gemma's, with runs of spaces that users defined."""
+    model = train_tokenizer(TEXTS, vocab_size=400, model_type="bpe").model_bytes
+    fields = metadata_of_pieces(model, prefix=prefix, runs=not prefix)
     both = tokenizer_of(fields)
     alone = PublishedTokenizer(pack_files({name: data for name, data in both.files.items() if name != "tokenizer.json"}))
     assert "tokenizer.json" in both.files and both.start_ids == alone.start_ids == [both.bos_id]
     draw = np.random.default_rng(0)
     for text in ["", " ", *("".join(draw.choice([*TEXTS[0].split(), " ", "  ", "\n", "\u00e9", "12"], 9)) for _ in range(200))]:
         assert both.encode(text) == alone.encode(text), text
+        assert both.decode(both.encode(text)) == alone.decode(both.encode(text)).replace("\u2581", " ") == text
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>"])

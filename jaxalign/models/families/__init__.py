@@ -50,7 +50,7 @@ IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attentio
 def find_family(published, where="config.json"):
     """The `Family` of a config.json, given as a dict. Raises ConfigError for one that is not in the table."""
     name = published.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(f"{where}: model_type={name!r} is no family that jaxalign knows; it knows "
                           f"{', '.join(FAMILIES)}")
     if "quantization_config" in published:
