@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from gguf_files import metadata_of_pieces, write_gguf
 from published_models import config_of, weight, write_model
 from published_tokenizer import write_tokenizer
 
@@ -15,6 +14,7 @@ gguf = pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+from gguf_files import metadata_of_pieces, write_gguf  # noqa: E402
 from tiny_stages import TEXTS  # noqa: E402
 
 from jaxalign.cli import main  # noqa: E402
