@@ -33,12 +33,12 @@ def score_rows(model, batch, pooling="last"):
 def score_and_likelihood(model, batch, pooling):
     """(`score_rows`, log p of each target under the backbone, (B, T); None unless the pooling computes it)."""
     tokens, segments_BU = unshifted(batch["tokens_BT"], batch["targets_BT"], batch["segment_ids_BT"])
-    inside_BU = segments_BU > 0
-    segments = segments_BU
-    positions = jnp.where(inside_BU, jnp.arange(inside_BU.shape[1])[None] - jnp.argmax(inside_BU, axis=1)[:, None], 0)
     folded = "place_BU" in batch
     if folded:
         tokens, positions, segments = (batch[f"folded_{name}_MS"] for name in ("tokens", "positions", "segment_ids"))
+    else:  # padding too has a place that the model knows: what it reads there would spoil the row
+        segments, inside_BU = segments_BU, segments_BU > 0
+        positions = jnp.where(inside_BU, jnp.arange(inside_BU.shape[1])[None] - jnp.argmax(inside_BU, axis=1)[:, None], 0)
 
     def placed(x):
         return unfold(x, batch["place_BU"]) if folded else x

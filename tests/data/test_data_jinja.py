@@ -143,7 +143,7 @@ def test_t21_a_reward_model_reads_the_same_ids_where_it_is_trained_where_it_is_a
         ids = [*row["tokens_BT"][0, :size], row["targets_BT"][0, size - 1]]
         assert ids == trained[:len(trained) - len(t.tail_ids) * (not ended)]
         assert [int(m) for m in row["mask_BT"][0, :size]] == mask[1:size + 1]
-        assert row["sampler_logp_BT"].sum() in (2 * len(drawn), 3 * len(drawn))
+        assert row["rollout_logp_BT"].sum() == 2 * len(drawn) and row["sampler_logp_BT"].sum() == 3 * len(drawn)
 
 
 @pytest.mark.parametrize("template, ends", [

@@ -31,7 +31,20 @@ from jaxalign.models.transformer import logits_of  # noqa: E402
 from jaxalign.stages import train_stage  # noqa: E402
 from jaxalign.train.checkpoint import pack_tokenizer, read_meta  # noqa: E402
 
-MORE = "<image>"
+
+def with_tokens(model, *tokens):
+    """Adds tokens (id, text, whether it is special) to a folder's tokenizer.json."""
+    spec = json.loads((model / "tokenizer.json").read_text())
+    like = spec["added_tokens"][0]
+    spec["added_tokens"] += [like | {"id": i, "content": text, "special": special} for i, text, special in tokens]
+    (model / "tokenizer.json").write_text(json.dumps(spec))
+    return model
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
     """(published folder, checkpoint of it)."""
@@ -133,10 +146,7 @@ def test_what_ends_a_text_behind_its_last_turn_is_no_pad_token_of_a_classifier(t
     """As Phi-3's, where it is: transformers would score the token before it, and a reward model here reads it."""
     model = published(tmp_path / "model", vocab_size=25, pad_token_id=1, tokenizer={
         "template": CLOSES, "pad_token": "<|end|>", "more": ["<|e|>"]})
-    spec = json.loads((model / "tokenizer.json").read_text())
-    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": spec["model"]["vocab"]["<|e|>"], "content": "<|e|>"})
-    (model / "tokenizer.json").write_text(json.dumps(spec))
-    t = read_folder(model)
+    t = read_folder(with_tokens(model, (24, "<|e|>", True)))
     assert (t.piece(t.end_id), t.tail_ids, t.pad_id) == ("<|e|>", [1], 1)
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 0
     data = tiny_stages.jsonl(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 8)
@@ -161,7 +171,8 @@ def test_a_reward_model_with_learned_places_reads_as_many_tokens_as_it_has_place
     with pytest.raises(ConfigError, match="reward: config.length=32 takes 33 places, the model has learned 32"):
         train_stage(config, tmp_path / "none")
     config.length = 31
-    assert np.isfinite(train_stage(config, tmp_path / "reward")["seconds"])
+    train_stage(config, tmp_path / "reward")
+    assert np.isfinite(losses(tmp_path / "reward")).all() and losses(tmp_path / "reward")
     reward = RewardModel.load(tmp_path / "reward")
     talk = [{"role": "user", "content": "abc"}]
     room = 32 - len(reward._written(talk, "")[0])
@@ -173,20 +184,13 @@ def test_a_reward_model_with_learned_places_reads_as_many_tokens_as_it_has_place
 @pytest.mark.parametrize("template", ["<|im_start|>", "{{ '<|im_' ~ 'start|>' }}"])
 def test_tokens_that_the_template_writes_need_a_row(template, tmp_path, capsys):
     model = published(tmp_path / "model", tokenizer={"template": template + TEMPLATE.replace("eos_token", "'<|im_end|>'")})
-    spec = json.loads((model / "tokenizer.json").read_text())
-    for n, text in enumerate(("<|im_start|>", "<|im_end|>")):
-        spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 24 + n, "content": text})
-    (model / "tokenizer.json").write_text(json.dumps(spec))
+    with_tokens(model, (24, "<|im_start|>", True), (25, "<|im_end|>", True))
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 2
     assert "the tokenizer has 26 tokens, the model embeds 24" in capsys.readouterr().err
 
 
 def test_a_stray_id_is_another_models_whatever_it_is(tmp_path, capsys):
-    model = published(tmp_path / "model")
-    spec = json.loads((model / "tokenizer.json").read_text())
-    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 24, "content": MORE})
-    spec["added_tokens"] += [spec["added_tokens"][0] | {"id": 25 + n, "content": f"<more{n}>"} for n in range(80)]
-    (model / "tokenizer.json").write_text(json.dumps(spec))
+    model = with_tokens(published(tmp_path / "model"), *((24 + n, f"<more{n}>", True) for n in range(81)))
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == 2
     assert "the tokenizer has 105 tokens, the model embeds 24" in capsys.readouterr().err
 
@@ -194,15 +198,13 @@ def test_a_stray_id_is_another_models_whatever_it_is(tmp_path, capsys):
 @pytest.mark.parametrize("special", [True, False])
 def test_a_special_token_behind_all_others_that_no_text_uses_needs_no_row(special, tmp_path, capsys):
     """As the picture's of Gemma 3 1B, which sees none; a piece of text there is another model's."""
-    model = published(tmp_path / "model")
-    spec = json.loads((model / "tokenizer.json").read_text())
-    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 24, "content": MORE, "special": special})
-    (model / "tokenizer.json").write_text(json.dumps(spec))
+    model = with_tokens(published(tmp_path / "model"), (24, "<image>", special))
     assert main(["import", f"--from={model}", f"--to={tmp_path / 'run'}"]) == (0 if special else 2)
     if special:
         config = tiny_stages.config("sft", init_from=str(tmp_path / "run"), steps=1)
         config.tokenizer = ""
         train_stage(config, tmp_path / "tuned")
+        assert np.isfinite(losses(tmp_path / "tuned")).all() and losses(tmp_path / "tuned")
     else:
         assert "the tokenizer has 25 tokens, the model embeds 24" in capsys.readouterr().err
 

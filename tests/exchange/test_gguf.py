@@ -140,9 +140,9 @@ def test_what_ends_a_turn_is_special_whatever_the_file_calls_it(name):
 def test_where_a_file_does_not_say_how_texts_are_cut_the_architecture_does():
     fields = fields_of()
     del fields["tokenizer.ggml.pre"]
-    for architecture, parts in (("gpt2", ["12", "!"]), ("qwen2", ["1", "2", "!"])):
+    for architecture, name in (("gpt2", "gpt-2"), ("gptneox", "gpt-2"), ("qwen2", "qwen2"), ("qwen3moe", "qwen2")):
         cut = json.loads(tokenizer(Fields(fields, architecture, {}, None)).files["tokenizer.json"])["pre_tokenizer"]
-        assert cut == {"type": "Sequence", "pretokenizers": CUTS["gpt-2" if architecture == "gpt2" else "qwen2"]}, parts
+        assert cut == {"type": "Sequence", "pretokenizers": CUTS[name]}
     with pytest.raises(ConfigError, match="tokenizer.ggml.pre=None, how texts are cut; .* of before May 2024"):
         tokenizer_of(fields)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from published_models import CASES, config_of, write_model
@@ -15,10 +16,11 @@ from gguf_files import FILES, WRITTEN, files, write_gguf, yarn  # noqa: E402
 
 from jaxalign.errors import ConfigError  # noqa: E402
 from jaxalign.exchange.gguf import ARCHITECTURES, read_gguf  # noqa: E402
-from jaxalign.exchange.importing import import_model  # noqa: E402
+from jaxalign.exchange.importing import import_model, shapes_of  # noqa: E402
 from jaxalign.exchange.safetensors import Safetensors  # noqa: E402
+from jaxalign.models.config import ModelConfig  # noqa: E402
 from jaxalign.models.families import FAMILIES, model_config  # noqa: E402
-from jaxalign.train.checkpoint import read_meta  # noqa: E402
+from jaxalign.train.checkpoint import load_params, read_meta  # noqa: E402
 
 def test_every_family_has_a_file():
     assert {CASES[case]["model_type"] for case, *_ in FILES.values()} == set(FAMILIES) == set(WRITTEN)
@@ -47,9 +49,16 @@ def test_a_file_is_the_model_that_its_folder_is(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "mixtral"])
 def test_a_file_becomes_a_checkpoint(name, tmp_path):
-    config, path = files(tmp_path, name)
-    for source, to in ((path, "file"), (tmp_path / "model", "folder")):
-        import_model(source, tmp_path / to)
+    _, path = files(tmp_path, name)
+    told = [import_model(source, tmp_path / to) for source, to in ((path, "file"), (tmp_path / "model", "folder"))]
+    assert told[0]["parameters"] == told[1]["parameters"] and told[0]["family"] == told[1]["family"]
+    params = []
+    for to in ("file", "folder"):
+        folder, meta = read_meta(tmp_path / to)
+        model = ModelConfig(**meta["model"])
+        params.append(jax.tree.leaves(load_params(folder, "policy", shapes_of(model, "policy")[0])))
+    for ours, theirs in zip(*params, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=3e-7 if name == "gemma3" else 0.0)
     models = [read_meta(tmp_path / to)[1]["model"] for to in ("file", "folder")]
     assert models[0] == models[1]
 

@@ -26,11 +26,14 @@ if number == 0:
 @pytest.mark.parametrize("sizes", [
     dict(data=8), dict(fsdp=4, tensor=2), pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)])
 def test_t02_eight_devices_give_the_gradient_of_one(sizes):
-    same(stepped(**sizes), stepped(data=1))
+    several, one = stepped(**sizes), stepped(data=1)
+    assert several[0] == pytest.approx(one[0], rel=1e-5)  # the loss; and the gradient, leaf by leaf:
+    same(several, one)
 
 
 def test_t02_two_processes_give_the_gradient_of_one(tmp_path):
     run_in_two(PROCESS, tmp_path, pathlib.Path(__file__).parents[1], timeout=600)
     loss, *gradient = np.load(tmp_path / "got.npz").values()
-    expected = stepped(data=1)
-    same((float(loss), gradient), (expected[0], jax.tree.leaves(expected[1])))
+    one = stepped(data=1)
+    assert float(loss) == pytest.approx(one[0], rel=1e-5)
+    same((float(loss), gradient), (one[0], jax.tree.leaves(one[1])))
