@@ -1,5 +1,7 @@
 """Whether a model orders answers as people did."""
 
+import functools
+
 import jax
 import numpy as np
 from flax import nnx
@@ -37,6 +39,10 @@ class RewardModel:
         return cls(graphdef, load_params(folder, "reward", abstract), open_tokenizer(unpack_tokenizer(meta)),
                    meta["pooling"])
 
+    @functools.cached_property
+    def _config(self):
+        return nnx.merge(self.graphdef, self.params).backbone.config
+
     def score(self, batch):
         """Score of the one conversation in each row of a numpy batch of tokens, (B,)."""
         names = ("tokens_BT", "targets_BT", "segment_ids_BT", "mask_BT")
@@ -49,7 +55,7 @@ class RewardModel:
         """
         written = [self._written(*turns) for turns in zip(conversations, responses, strict=True)]
         longest = max((len(ids) for ids, _ in written), default=2)  # a score is read after the last, too
-        nnx.merge(self.graphdef, self.params).backbone.config.need_places(longest, "a response with its prompt", "make them shorter")
+        self._config.need_places(longest, "a response with its prompt", "make them shorter")
         length = -(-(longest - 1) // POSITIONS) * POSITIONS
         scores = np.zeros(len(written), np.float32)
         for first in range(0, len(written), ROWS):
